@@ -1,0 +1,76 @@
+// Status and Result<T>: how every fallible call inside csrc/ reports.
+//
+// Values, freely copied between threads. The bindings alone turn them into Python exceptions.
+#ifndef ELASTATES_BASE_STATUS_H_
+#define ELASTATES_BASE_STATUS_H_
+
+#include <cassert>
+#include <cerrno>
+#include <cstring>
+#include <string>
+#include <utility>
+#include <variant>
+
+namespace elastates {
+
+enum class StatusCode {
+  kOk = 0,
+  kInvalidArgument,
+  kIoError,            // EIO and every errno without a code of its own
+  kNoSpace,            // ENOSPC
+  kQuotaExceeded,      // EDQUOT
+  kDataLoss,           // bytes read are not the bytes written
+  kResourceExhausted,  // no arena block, no credit
+  kDeadlineExceeded,
+  kMutated,            // captured state was written to inside the window
+  kCancelled,          // drained because an earlier act failed, or closed
+  kInternal,
+};
+
+class [[nodiscard]] Status {
+ public:
+  Status() = default;
+  Status(StatusCode code, std::string message) : code_(code), message_(std::move(message)) {}
+
+  static Status Ok() { return Status(); }
+
+  // "<what>: <strerror>", with the code that `error` (an errno value) maps to.
+  static Status FromErrno(int error, const std::string& what) {
+    StatusCode code = StatusCode::kIoError;
+    if (error == ENOSPC) code = StatusCode::kNoSpace;
+    if (error == EDQUOT) code = StatusCode::kQuotaExceeded;
+    Status status(code, what + ": " + std::strerror(error));
+    status.errno_ = error;
+    return status;
+  }
+
+  bool ok() const { return code_ == StatusCode::kOk; }
+  StatusCode code() const { return code_; }
+  const std::string& message() const { return message_; }
+  int sys_errno() const { return errno_; }  // 0 if the failure did not come from the system
+
+ private:
+  StatusCode code_ = StatusCode::kOk;
+  std::string message_;
+  int errno_ = 0;
+};
+
+template <typename T>
+class [[nodiscard]] Result {
+ public:
+  Result(T value) : value_(std::move(value)) {}                                     // NOLINT: implicit by design
+  Result(Status status) : value_(std::move(status)) { assert(!this->status().ok()); }  // NOLINT
+
+  bool ok() const { return std::holds_alternative<T>(value_); }
+  Status status() const { return ok() ? Status::Ok() : std::get<Status>(value_); }
+  // REQUIRES: ok().
+  T& value() & { return std::get<T>(value_); }
+  T&& value() && { return std::get<T>(std::move(value_)); }
+
+ private:
+  std::variant<T, Status> value_;
+};
+
+}  // namespace elastates
+
+#endif  // ELASTATES_BASE_STATUS_H_

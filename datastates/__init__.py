@@ -1,0 +1,1 @@
+"""Lazy asynchronous checkpoints of PyTorch training state."""
