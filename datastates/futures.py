@@ -1,0 +1,57 @@
+"""Futures with a timeout in seconds, callbacks and ``await``."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Callable, Generator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class CheckpointFuture(Generic[T]):
+    """A milestone of one checkpoint: it will have a result, or the error that kept it from being reached.
+
+    Thread-safe. Only the checkpointer resolves it; the first resolution stands.
+    """
+
+    def __init__(self) -> None:
+        self._future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._future.set_running_or_notify_cancel()  # cannot be cancelled: the bytes are on their way
+
+    def result(self, timeout_s: float | None = None) -> T:
+        """Wait for the milestone.
+
+        Raises:
+            TimeoutError: not reached within ``timeout_s`` seconds.
+            CheckpointError: the checkpoint failed.
+        """
+        try:
+            return self._future.result(timeout_s)
+        except concurrent.futures.TimeoutError:
+            if self._future.done():
+                raise
+            raise TimeoutError(f"the checkpoint did not reach this point within {timeout_s} s") from None
+
+    def exception(self, timeout_s: float | None = None) -> BaseException | None:
+        """Like :meth:`result`, but returns the checkpoint's error, ``None`` if it succeeded."""
+        return self._future.exception(timeout_s)
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def add_done_callback(self, callback: Callable[[CheckpointFuture[T]], object]) -> None:
+        """Call ``callback(self)`` once resolved, on a background thread, or at once if it already is."""
+        self._future.add_done_callback(lambda _: callback(self))
+
+    def __await__(self) -> Generator[object, None, T]:
+        return asyncio.wrap_future(self._future).__await__()
+
+    def _resolve(self, value: T) -> None:
+        if not self._future.done():
+            self._future.set_result(value)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._future.done():
+            self._future.set_exception(error)
