@@ -44,6 +44,13 @@ class [[nodiscard]] Status {
     return status;
   }
 
+  // The same failure with "<context>: " in front of its message.
+  Status WithContext(const std::string& context) const {
+    Status status = *this;
+    status.message_ = context + ": " + message_;
+    return status;
+  }
+
   bool ok() const { return code_ == StatusCode::kOk; }
   StatusCode code() const { return code_; }
   const std::string& message() const { return message_; }

@@ -1,0 +1,95 @@
+// Snapshot: the future of one submitted plan, in three stages: groups copied -> all copied -> written.
+//
+// Shared by the caller and the engine's lanes; every method is thread-safe. Waits take a timeout in seconds
+// (negative: no limit) and hold no lock of the caller's. The first failure is sticky: from then on every wait
+// returns it.
+#ifndef ELASTATES_ENGINE_SNAPSHOT_H_
+#define ELASTATES_ENGINE_SNAPSHOT_H_
+
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "actor/job.h"
+#include "base/status.h"
+#include "engine/plan.h"
+
+namespace elastates {
+
+// steady_clock seconds; 0 while the stage has not been reached.
+struct SnapshotTimes {
+  double submitted_s = 0;
+  double copied_s = 0;
+  double written_s = 0;
+};
+
+class Snapshot {
+ public:
+  // Told +1 when a thread starts to wait for copies and -1 when it stops; the engine speeds its copy lanes up
+  // with it.
+  using WaiterListener = std::function<void(int delta)>;
+
+  Snapshot(SnapshotPlan plan, WaiterListener on_waiter);
+
+  // When Ok: the group's (every group's) sources may be written to again; check_unchanged passed.
+  // On a failure: no engine thread reads any source of this snapshot any more. kDeadlineExceeded leaves all
+  // as it was.
+  Status WaitGroupCopied(uint32_t group, double timeout_s);
+  Status WaitCopied(double timeout_s);
+  // When Ok: the file has its exact length, is fsynced and closed.
+  // On a failure: the file is closed and every arena block returned; the caller unlinks it.
+  Status WaitWritten(double timeout_s);
+
+  // One CRC32C per extent of the plan. REQUIRES: WaitWritten() returned Ok.
+  const std::vector<uint32_t>& crcs() const { return crcs_; }
+  SnapshotTimes times() const;
+  Status status() const { return job_.status(); }  // sticky first failure, Ok until then
+  bool sources_released() const;
+  bool finished() const;  // written or failed, nothing of it left in the engine's lanes
+
+  // The plan's owner once sources_released(), null before that and when taken already. Whoever takes it
+  // destroys it: its destructor may need a lock (Python's) that engine threads must not wait for.
+  std::shared_ptr<void> TakeOwner();
+
+  // ---- for the engine's actors ----
+  const SnapshotPlan& plan() const { return plan_; }
+  Job& job() { return job_; }
+  // False if the snapshot failed: the sources must not be read. True obliges to call EndCopy().
+  bool BeginCopy();
+  void EndCopy();
+  // `size_bytes` more of the group lie in the arena; runs check_unchanged when they are its last.
+  Status GroupBytesCopied(uint32_t group, uint64_t size_bytes);
+  void SetCrc(size_t extent, uint32_t crc) { crcs_[extent] = crc; }  // each extent has one writer
+  void MarkFinished();                                               // Ok or failed, according to status()
+
+ private:
+  struct Group {
+    uint64_t bytes_left = 0;
+    bool copied = false;
+  };
+  using Condition = std::function<bool()>;
+  Status WaitUntil(double timeout_s, const Condition& reached);
+  Status WaitForCopy(double timeout_s, const Condition& reached);
+  bool SourcesReleasedLocked() const;
+  void MarkGroupCopied(uint32_t group);
+
+  SnapshotPlan plan_;
+  const WaiterListener on_waiter_;
+  Job job_;
+  std::vector<uint32_t> crcs_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Group> groups_;   // guarded by mutex_
+  uint32_t groups_left_ = 0;    // guarded by mutex_
+  uint32_t active_copies_ = 0;  // guarded by mutex_
+  bool finished_ = false;       // guarded by mutex_
+  SnapshotTimes times_;         // guarded by mutex_
+};
+
+}  // namespace elastates
+
+#endif  // ELASTATES_ENGINE_SNAPSHOT_H_
