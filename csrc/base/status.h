@@ -22,8 +22,8 @@ enum class StatusCode {
   kDataLoss,           // bytes read are not the bytes written
   kResourceExhausted,  // no arena block, no credit
   kDeadlineExceeded,
-  kMutated,            // captured state was written to inside the window
-  kCancelled,          // drained because an earlier act failed, or closed
+  kMutated,    // captured state was written to inside the window
+  kCancelled,  // drained because an earlier act failed, or closed
   kInternal,
 };
 
@@ -65,7 +65,7 @@ class [[nodiscard]] Status {
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}                                     // NOLINT: implicit by design
+  Result(T value) : value_(std::move(value)) {}  // NOLINT: implicit by design
   Result(Status status) : value_(std::move(status)) { assert(!this->status().ok()); }  // NOLINT
 
   bool ok() const { return std::holds_alternative<T>(value_); }
