@@ -25,7 +25,9 @@ NVCC_FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-Xcompiler=-fPIC,-fvisibility=hi
 GPU_ARCHITECTURES = (80, 90, 100, 120)
 
 URING_PROBE = "#include <liburing.h>\nint main() { io_uring ring; return io_uring_queue_init(8, &ring, 0) > 0; }\n"
-CUDA_PROBE = "#include <cuda_runtime.h>\nint main() { int count; return cudaGetDeviceCount(&count) == 0 && count < 0; }\n"
+CUDA_PROBE = (
+    "#include <cuda_runtime.h>\nint main() { int count; return cudaGetDeviceCount(&count) == 0 && count < 0; }\n"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
