@@ -1,6 +1,7 @@
 // The extension module _elastates: what Python sees of csrc/.
-#include <torch/extension.h>
 #include <torch/version.h>
+
+#include "bindings/bindings.h"
 
 namespace {
 
@@ -32,4 +33,8 @@ pybind11::dict BuildInfo() {
 PYBIND11_MODULE(_elastates, m) {
   m.doc() = "Native core of elastates; used through the Python packages, not directly.";
   m.def("build_info", &BuildInfo, "What this build was made with: has_cuda, has_uring, torch_version.");
+  elastates::BindStatusError(m);
+  elastates::BindTensorRefs(m);
+  elastates::BindEngine(m);
+  elastates::BindStorage(m);
 }

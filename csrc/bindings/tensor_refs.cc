@@ -1,0 +1,203 @@
+// The one file that looks inside torch tensors.
+#include "bindings/tensor_refs.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <algorithm>
+#include <string>
+
+#include "base/crc32c.h"
+#include "bindings/bindings.h"
+
+namespace elastates {
+
+struct TensorRefs::State {
+  struct Ref {
+    at::Tensor alias;  // detached: shares memory and version counter, owns no Python object
+    const char* data;
+    uint64_t nbytes;
+    int device;
+    uint32_t group;
+    uint32_t version;
+  };
+  std::vector<Ref> refs;
+  std::vector<Sample> samples;
+  std::vector<std::shared_ptr<DeviceEvent>> producer_events;
+};
+
+namespace {
+
+constexpr uint64_t kFull = ~uint64_t{0};
+
+// Inference tensors have no counter.
+uint32_t VersionOf(const at::Tensor& tensor) {
+  return tensor.is_inference() ? 0 : static_cast<uint32_t>(tensor._version());
+}
+
+uint32_t CrcOfBytes(const at::Tensor& tensor, const char* data, uint64_t begin, uint64_t end) {
+  if (tensor.is_cpu()) return Crc32c(data + begin, end - begin);
+  at::NoGradGuard no_grad;
+  at::Tensor bytes =
+      at::from_blob(const_cast<char*>(data) + begin, {static_cast<int64_t>(end - begin)},
+                    at::TensorOptions().dtype(at::kByte).device(tensor.device()));
+  at::Tensor host = bytes.cpu();
+  return Crc32c(host.data_ptr(), end - begin);
+}
+
+}  // namespace
+
+class TensorRefsBuilder {
+ public:
+  static std::shared_ptr<TensorRefs> Build(const py::sequence& tensors, const Array<uint32_t>& groups,
+                                           uint64_t sample_begin, uint64_t sample_bytes,
+                                           const std::vector<std::pair<int, uint64_t>>& streams) {
+    auto refs = std::make_shared<TensorRefs>();
+    TensorRefs::State& state = *refs->state_;
+    Hold(tensors, groups, &state);
+    py::gil_scoped_release release;
+    Status recorded = RecordStreams(streams, &state);
+    if (recorded.ok()) TakeSamples(sample_begin, sample_bytes, &state);
+    py::gil_scoped_acquire acquire;
+    RaiseIfFailed(recorded);
+    return refs;
+  }
+
+ private:
+  static void Hold(const py::sequence& tensors, const Array<uint32_t>& groups, TensorRefs::State* state) {
+    const size_t count = tensors.size();
+    if (static_cast<size_t>(groups.size()) != count) throw py::value_error("one group per tensor expected");
+    state->refs.reserve(count);
+    for (size_t i = 0; i < count; ++i) {
+      py::object item = tensors[i];
+      if (!THPVariable_Check(item.ptr())) throw py::type_error("tensor expected at " + std::to_string(i));
+      const at::Tensor& tensor = THPVariable_Unpack(item.ptr());
+      if (tensor.layout() != at::kStrided || !tensor.is_contiguous()) {
+        throw py::value_error("contiguous strided tensor expected at " + std::to_string(i));
+      }
+      const bool cuda = tensor.is_cuda();
+      if (!cuda && !tensor.is_cpu()) throw py::value_error("CPU or CUDA tensor expected at " + std::to_string(i));
+      state->refs.push_back({tensor.detach(), static_cast<const char*>(tensor.data_ptr()),
+                             static_cast<uint64_t>(tensor.nbytes()), cuda ? tensor.get_device() : -1,
+                             groups.at(i), VersionOf(tensor)});
+    }
+  }
+
+  static Status RecordStreams(const std::vector<std::pair<int, uint64_t>>& streams, TensorRefs::State* state) {
+    for (const auto& [device, stream] : streams) {
+      Result<std::shared_ptr<DeviceEvent>> event = DeviceEvent::Record(device, reinterpret_cast<void*>(stream));
+      if (!event.ok()) return event.status();
+      if (state->producer_events.size() <= static_cast<size_t>(device)) {
+        state->producer_events.resize(device + 1);
+      }
+      state->producer_events[device] = std::move(event).value();
+    }
+    return Status::Ok();
+  }
+
+  // The watched tensors' bytes, laid end to end, are a ring; the window [begin, begin + bytes) of it is checksummed.
+  static void TakeSamples(uint64_t begin, uint64_t bytes, TensorRefs::State* state) {
+    uint64_t total = 0;
+    for (const auto& ref : state->refs) total += ref.group != 0 ? ref.nbytes : 0;
+    if (total == 0 || bytes == 0) return;
+    begin = bytes == kFull || bytes >= total ? 0 : begin % total;
+    const uint64_t end = bytes == kFull || bytes >= total ? total : begin + bytes;
+    AddWindow(begin, std::min(end, total), state);
+    if (end > total) AddWindow(0, end - total, state);
+  }
+
+  static void AddWindow(uint64_t begin, uint64_t end, TensorRefs::State* state) {
+    uint64_t at = 0;
+    for (size_t i = 0; i < state->refs.size() && at < end; ++i) {
+      const auto& ref = state->refs[i];
+      if (ref.group == 0) continue;
+      const uint64_t low = std::max(begin, at), high = std::min(end, at + ref.nbytes);
+      if (low < high) {
+        state->samples.push_back(
+            {i, low - at, high - at, CrcOfBytes(ref.alias, ref.data, low - at, high - at)});
+      }
+      at += ref.nbytes;
+    }
+  }
+};
+
+TensorRefs::TensorRefs() : state_(std::make_unique<State>()) {}
+TensorRefs::~TensorRefs() = default;
+
+size_t TensorRefs::size() const { return state_->refs.size(); }
+const char* TensorRefs::data(size_t tensor) const { return state_->refs[tensor].data; }
+uint64_t TensorRefs::nbytes(size_t tensor) const { return state_->refs[tensor].nbytes; }
+int TensorRefs::device(size_t tensor) const { return state_->refs[tensor].device; }
+uint32_t TensorRefs::group(size_t tensor) const { return state_->refs[tensor].group; }
+const std::vector<Sample>& TensorRefs::samples() const { return state_->samples; }
+const std::vector<std::shared_ptr<DeviceEvent>>& TensorRefs::producer_events() const {
+  return state_->producer_events;
+}
+
+uint32_t TensorRefs::Crc(size_t tensor) const {
+  const State::Ref& ref = state_->refs[tensor];
+  return CrcOfBytes(ref.alias, ref.data, 0, ref.nbytes);
+}
+
+std::vector<size_t> TensorRefs::Mutated(uint32_t group) const {
+  std::vector<size_t> mutated;
+  for (size_t i = 0; i < state_->refs.size(); ++i) {
+    const State::Ref& ref = state_->refs[i];
+    if (ref.group == group && VersionOf(ref.alias) != ref.version) mutated.push_back(i);
+  }
+  for (const Sample& sample : state_->samples) {
+    const State::Ref& ref = state_->refs[sample.tensor];
+    if (ref.group == group && CrcOfBytes(ref.alias, ref.data, sample.begin, sample.end) != sample.crc) {
+      mutated.push_back(sample.tensor);
+    }
+  }
+  std::sort(mutated.begin(), mutated.end());
+  mutated.erase(std::unique(mutated.begin(), mutated.end()), mutated.end());
+  return mutated;
+}
+
+// Group 0 was copied when the checkpoint was taken: it is ours, and nobody writes to it.
+Status TensorRefs::CheckUnchanged(uint32_t group) const {
+  if (group == 0) return Status::Ok();
+  const std::vector<size_t> mutated = Mutated(group);
+  if (mutated.empty()) return Status::Ok();
+  return Status(StatusCode::kMutated, std::to_string(mutated.size()) + " tensors were written to");
+}
+
+void BindTensorRefs(py::module_& m) {
+  py::class_<TensorRefs, std::shared_ptr<TensorRefs>>(
+      m, "TensorRefs", "Tensors of one checkpoint, held and watched until they have been copied.")
+      .def(py::init(&TensorRefsBuilder::Build), py::arg("tensors"), py::arg("groups"), py::arg("sample_begin"),
+           py::arg("sample_bytes"), py::arg("streams"),
+           "Hold contiguous CPU or CUDA tensors. groups: [tensors] uint32, 0 for those that nobody else writes.\n"
+           "The window of sample_bytes at sample_begin of the others is checksummed (2**64-1: everything).\n"
+           "streams: (device, cudaStream_t) pairs whose work so far produces the values.")
+      .def("__len__", &TensorRefs::size)
+      .def("addresses",
+           [](const TensorRefs& refs) {
+             py::array_t<uint64_t> out(refs.size());
+             for (size_t i = 0; i < refs.size(); ++i) {
+               out.mutable_at(i) = reinterpret_cast<uint64_t>(refs.data(i));
+             }
+             return out;
+           })
+      .def("mutated", &TensorRefs::Mutated, py::arg("group"), py::call_guard<py::gil_scoped_release>(),
+           "Indices of the group's tensors that have been written to, as far as counters and samples show.")
+      .def("samples",
+           [](const TensorRefs& refs) {
+             py::list out;
+             for (const Sample& s : refs.samples()) out.append(py::make_tuple(s.tensor, s.begin, s.end, s.crc));
+             return out;
+           },
+           "(tensor, begin, end, crc32c) of every sampled stretch.")
+      .def(
+          "crc32c",
+          [](const TensorRefs& refs, const std::vector<size_t>& indices) {
+            std::vector<uint32_t> out;
+            for (size_t i : indices) out.push_back(refs.Crc(i));
+            return out;
+          },
+          py::arg("indices"), py::call_guard<py::gil_scoped_release>(), "Checksums of whole tensors, as they are now.");
+}
+
+}  // namespace elastates

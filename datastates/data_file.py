@@ -1,0 +1,123 @@
+"""One rank's data file, planned: header bytes, where every piece goes, and the extents that carry checksums.
+
+The file is a valid safetensors file: ``u64 header length | JSON header | payload``. The header is padded with spaces so
+that the payload begins on a block, entries are sorted by element size so that all are aligned, and
+``DCP_SHARDING_INFO`` tells stock ``torch.distributed.checkpoint`` which box of the global tensor each entry is.
+Pure functions; ``docs/format.md`` is the specification.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from datastates.dtypes import SAFETENSORS_NAMES, dtype_of
+from datastates.plan import Held, Piece
+from oneflow_sbp import Box
+
+BLOCK_BYTES = 4096
+"""The payload begins at a multiple of this, which is what O_DIRECT asks of every device in use."""
+LARGE_BYTES = 256 << 10
+"""Tensors from this size on have extents of their own; smaller neighbours share one."""
+
+
+@dataclass(frozen=True)
+class StoredPiece:
+    """Where one piece lies: ``[begin, end)`` of the file, in bytes."""
+
+    piece: Piece
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class DataFilePlan:
+    """Everything about a rank's data file except the values."""
+
+    header: bytes
+    stored: tuple[StoredPiece, ...]
+    """In file order, tiling the payload."""
+    size_bytes: int
+    extent_ends: np.ndarray
+    """[extents] uint64: ascending ends of the checksummed ranges; the first begins at the payload."""
+    index: np.ndarray
+    """[pieces] int64: position of the piece's tensor among those the rank holds."""
+    source_begin: np.ndarray
+    """[pieces] uint64: where the piece begins within that tensor's memory, bytes."""
+    begins: np.ndarray
+    """[pieces] uint64: file offset of the piece, bytes."""
+    sizes: np.ndarray
+    """[pieces] uint64: bytes."""
+
+
+def plan_data_file(held: Sequence[Held], pieces: Sequence[Piece], chunk_bytes: int) -> DataFilePlan:
+    """Lay out the pieces a rank writes.
+
+    Args:
+        held: what this rank holds; pieces refer to it by index.
+        pieces: what it writes.
+        chunk_bytes: size of the blocks the file is written in; no extent crosses a multiple of it.
+    """
+    ordered = sorted(pieces, key=lambda p: (-_alignment(held[p.index]), held[p.index].group))
+    sizes = np.array([p.box.numel * held[p.index].itemsize_bytes for p in ordered], dtype=np.uint64)
+    ends = np.cumsum(sizes, dtype=np.uint64)
+    begins = ends - sizes
+    header = _header(held, ordered, begins.tolist(), ends.tolist())
+    payload = np.uint64(len(header))
+    begins, ends = begins + payload, ends + payload
+    size_bytes = int(ends[-1]) if len(ends) else len(header)
+    return DataFilePlan(
+        header=header,
+        stored=tuple(map(StoredPiece, ordered, begins.tolist(), ends.tolist())),
+        size_bytes=size_bytes,
+        extent_ends=_extent_ends(begins, ends, len(header), size_bytes, chunk_bytes),
+        index=np.array([p.index for p in ordered], dtype=np.int64),
+        source_begin=np.array([_source_begin(held[p.index], p.box) for p in ordered], dtype=np.uint64),
+        begins=begins,
+        sizes=sizes,
+    )
+
+
+def _alignment(tensor: Held) -> int:
+    return tensor.itemsize_bytes if dtype_of(tensor.dtype) in SAFETENSORS_NAMES else 1
+
+
+def _source_begin(tensor: Held, box: Box) -> int:
+    if box is tensor.box or not box.numel:
+        return 0
+    run = box.flat_range_in(tensor.box)
+    assert run is not None, "pieces are cut along dim 0 only"
+    return run[0] * tensor.itemsize_bytes
+
+
+def _header(held: Sequence[Held], pieces: Sequence[Piece], begins: list[int], ends: list[int]) -> bytes:
+    entries: dict[str, object] = {}
+    offsets: dict[str, object] = {}
+    for piece, begin, end in zip(pieces, begins, ends, strict=True):
+        tensor = held[piece.index]
+        known = SAFETENSORS_NAMES.get(dtype_of(tensor.dtype))
+        extra = [] if known else [tensor.itemsize_bytes]
+        shape = [*piece.box.sizes, *extra]
+        entries[piece.name] = {"dtype": known or "U8", "shape": shape, "data_offsets": [begin, end]}
+        offsets[piece.name] = {"saved_offsets": [*piece.box.offsets, *(0 for _ in extra)]}
+    if len(entries) != len(pieces):
+        raise AssertionError("a rank writes one piece of a tensor to its file")
+    metadata = {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(offsets, separators=(",", ":"))}
+    text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % BLOCK_BYTES)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _extent_ends(
+    begins: np.ndarray, ends: np.ndarray, payload: int, size_bytes: int, chunk_bytes: int
+) -> np.ndarray:
+    """Cut at chunk borders and around every large piece."""
+    large = (ends - begins) >= np.uint64(LARGE_BYTES)
+    borders = np.arange((payload // chunk_bytes + 1) * chunk_bytes, size_bytes, chunk_bytes, dtype=np.uint64)
+    cuts = np.concatenate([begins[large], ends[large], borders, np.array([size_bytes], dtype=np.uint64)])
+    cuts = np.unique(cuts)
+    return cuts[cuts > np.uint64(payload)]

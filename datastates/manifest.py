@@ -1,0 +1,242 @@
+"""The manifest: the one file that says what a checkpoint is, and proves that it is whole.
+
+Reading and writing of ``manifest.json``, with every check that can be made without touching the data. Pure functions on
+frozen dataclasses; ``docs/format.md`` is the specification.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from datastates.dtypes import dtype_of
+from datastates.errors import DamagedCheckpointError
+from oneflow_sbp import Box
+
+FORMAT = "elastates-checkpoint"
+FORMAT_VERSION = 1
+FILE_NAME = "manifest.json"
+_DIGEST = re.compile(rb',"digest":"sha256:([0-9a-f]{64})"\}\n$')
+_DIGEST_BYTES = len(',"digest":"sha256:"}\n') + 64
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One stored box of a tensor: bytes ``[begin, end)`` of data file number ``file``, row-major."""
+
+    file: int
+    begin: int
+    end: int
+    box: Box
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A global tensor and the boxes that tile it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A safetensors file of the checkpoint."""
+
+    name: str
+    size_bytes: int
+    header_bytes: int
+    header_crc32c: int
+    extent_ends: np.ndarray
+    """[extents] uint64, ascending; extent ``i`` is ``[ends[i-1] or header_bytes, ends[i])``."""
+    extent_crc32c: np.ndarray
+    """[extents] uint32."""
+
+
+@dataclass(frozen=True)
+class ObjectsFile:
+    """The Python state of one rank, as typed JSON."""
+
+    name: str
+    size_bytes: int
+    crc32c: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The global view of one checkpoint."""
+
+    step: int
+    num_ranks: int
+    tensors: Mapping[str, TensorInfo]
+    files: tuple[DataFile, ...]
+    objects: tuple[ObjectsFile, ...]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Tied names: name -> the name it is stored under."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What the user passed to ``checkpoint(metadata=)``."""
+    created_unix_s: float = 0.0
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of tensor data, each stored once."""
+        return sum(f.size_bytes - f.header_bytes for f in self.files)
+
+
+def tensors_json(tensors: Mapping[str, TensorInfo]) -> str:
+    """The manifest's ``tensors`` object; the same for every checkpoint of one plan, so callers keep it."""
+    return json.dumps(
+        {
+            name: {
+                "dtype": info.dtype,
+                "shape": info.shape,
+                "shards": [[s.file, s.begin, s.end, s.box.offsets, s.box.sizes] for s in info.shards],
+            }
+            for name, info in tensors.items()
+        },
+        separators=(",", ":"),
+    )
+
+
+def dump(manifest: Manifest, tensors_text: str | None = None) -> bytes:
+    """The bytes of ``manifest.json``: one line of JSON whose last member is the SHA-256 of what stands before it."""
+    head = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "step": manifest.step,
+        "num_ranks": manifest.num_ranks,
+        "created_unix_s": manifest.created_unix_s,
+        "metadata": dict(manifest.metadata),
+        "aliases": dict(manifest.aliases),
+        "files": [
+            {
+                "name": f.name,
+                "size_bytes": f.size_bytes,
+                "header_bytes": f.header_bytes,
+                "header_crc32c": f.header_crc32c,
+                "extent_ends": f.extent_ends.tolist(),
+                "extent_crc32c": f.extent_crc32c.tolist(),
+            }
+            for f in manifest.files
+        ],
+        "objects": [{"name": o.name, "size_bytes": o.size_bytes, "crc32c": o.crc32c} for o in manifest.objects],
+    }
+    text = json.dumps(head, separators=(",", ":"), allow_nan=False)
+    body = f'{text[:-1]},"tensors":{tensors_text or tensors_json(manifest.tensors)}'.encode()
+    return body + b',"digest":"sha256:%s"}\n' % hashlib.sha256(body).hexdigest().encode()
+
+
+def load(raw: bytes, where: str) -> Manifest:
+    """Parse and check the bytes of a manifest.
+
+    Args:
+        raw: content of ``manifest.json``; not trusted.
+        where: its path, for messages.
+
+    Raises:
+        DamagedCheckpointError: digest, structure, names or ranges are wrong, or the version is newer than this reader.
+    """
+    found = _DIGEST.search(raw[-_DIGEST_BYTES:])
+    if not found or hashlib.sha256(raw[:-_DIGEST_BYTES]).hexdigest().encode() != found[1]:
+        raise DamagedCheckpointError(f"{where}: the manifest's own SHA-256 does not match: truncated or altered")
+    try:
+        return _checked(json.loads(raw))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise DamagedCheckpointError(f"{where}: {error if isinstance(error, ValueError) else repr(error)}") from error
+
+
+def _checked(data: dict[str, Any]) -> Manifest:
+    if data["format"] != FORMAT:
+        raise ValueError(f"format is {data['format']!r}, expected {FORMAT!r}")
+    if _number(data["format_version"]) > FORMAT_VERSION:
+        raise ValueError(
+            f"format version {data['format_version']} is newer than {FORMAT_VERSION}, the newest this reader knows; "
+            "upgrade elastates"
+        )
+    files = tuple(map(_file, data["files"]))
+    objects = tuple(
+        ObjectsFile(_plain(o["name"]), _number(o["size_bytes"]), _number(o["crc32c"])) for o in data["objects"]
+    )
+    if len({f.name for f in (*files, *objects)}) != len(files) + len(objects):
+        raise ValueError("two files have one name")
+    tensors = {name: _tensor(name, info, files) for name, info in data["tensors"].items()}
+    aliases = data["aliases"]
+    for alias, name in aliases.items():
+        if name not in tensors:
+            raise ValueError(f"{alias} is an alias of {name}, which is not stored")
+    return Manifest(
+        step=_number(data["step"]),
+        num_ranks=_number(data["num_ranks"]),
+        tensors=tensors,
+        files=files,
+        objects=objects,
+        aliases=aliases,
+        metadata=data["metadata"],
+        created_unix_s=float(data["created_unix_s"]),
+    )
+
+
+def _file(data: dict[str, Any]) -> DataFile:
+    file = DataFile(
+        name=_plain(data["name"]),
+        size_bytes=_number(data["size_bytes"]),
+        header_bytes=_number(data["header_bytes"]),
+        header_crc32c=_number(data["header_crc32c"]),
+        extent_ends=np.array(data["extent_ends"], dtype=np.uint64),
+        extent_crc32c=np.array(data["extent_crc32c"], dtype=np.uint32),
+    )
+    ends = np.concatenate([np.array([file.header_bytes], dtype=np.uint64), file.extent_ends])
+    if len(file.extent_ends) != len(file.extent_crc32c) or ends[-1] != file.size_bytes or np.any(ends[1:] <= ends[:-1]):
+        raise ValueError(f"the extents of {file.name} do not tile its {file.size_bytes} bytes")
+    return file
+
+
+def _tensor(name: str, data: dict[str, Any], files: Sequence[DataFile]) -> TensorInfo:
+    shape = tuple(map(_number, data["shape"]))
+    itemsize = dtype_of(data["dtype"]).itemsize
+    whole = Box.whole(shape)
+    shards = []
+    for file, begin, end, offsets, sizes in data["shards"]:
+        box = Box(tuple(map(_number, offsets)), tuple(map(_number, sizes)))
+        if not 0 <= _number(file) < len(files):
+            raise ValueError(f"{name}: data file {file} of {len(files)}")
+        if not files[file].header_bytes <= _number(begin) <= _number(end) <= files[file].size_bytes:
+            raise ValueError(f"{name}: bytes [{begin}, {end}) leave the payload of {files[file].name}")
+        if not box.inside(shape) or end - begin != box.numel * itemsize:
+            raise ValueError(f"{name}: box {box} in [{begin}, {end}) does not fit {data['dtype']}{list(shape)}")
+        shards.append(Shard(file, begin, end, box))
+    _check_tiling(name, whole, shards)
+    return TensorInfo(data["dtype"], shape, tuple(shards))
+
+
+def _check_tiling(name: str, whole: Box, shards: Sequence[Shard]) -> None:
+    """Every element stored exactly once: volumes add up and no two boxes meet."""
+    if sum(s.box.numel for s in shards) != whole.numel:
+        raise ValueError(f"{name}: the stored boxes hold {sum(s.box.numel for s in shards)} of {whole.numel} elements")
+    ordered = sorted((s.box for s in shards if s.box.numel), key=lambda box: box.offsets)
+    for i, box in enumerate(ordered):
+        for other in ordered[i + 1 :]:
+            if other.offsets and other.offsets[0] >= box.offsets[0] + box.sizes[0]:
+                break
+            if box.intersect(other):
+                raise ValueError(f"{name}: boxes {box} and {other} overlap")
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or value < 0 or value >= 1 << 63:
+        raise ValueError(f"{value!r} is not a count")
+    return value
+
+
+def _plain(name: Any) -> str:
+    """A file name that cannot leave the directory."""
+    if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a plain file name")
+    return name

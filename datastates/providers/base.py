@@ -1,0 +1,183 @@
+"""What a state provider is, and the registry that finds one for a value.
+
+A provider knows one kind of state: which tensors it consists of, which Python values belong to it, and how it takes
+both back. How bytes move is none of its business. A value becomes one :class:`Section`, which the checkpointer keeps for
+as long as its guard says that the same tensors are still the state.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from datastates.dtypes import dtype_name
+from datastates.plan import Held, per_rank_name
+from oneflow_sbp import local_box
+
+Json = Any
+COPIED = -1
+"""Group of tensors that are copied before ``checkpoint()`` returns."""
+
+
+class Context:
+    """What providers may ask about the rest of the state: who writes a tensor, and what a parameter is called."""
+
+    def __init__(
+        self,
+        modules: Mapping[str, torch.nn.Module],
+        optimizers: Iterable[torch.optim.Optimizer],
+        rank: int = 0,
+        lazy: Callable[[str], bool] = lambda name: False,
+    ) -> None:
+        self.modules = dict(modules)
+        self.optimizers = list(optimizers)
+        self.rank = rank
+        self.declared_lazy = lazy
+        self._writer = {
+            id(parameter): index
+            for index, optimizer in enumerate(self.optimizers)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+
+    @property
+    def declared_group(self) -> int:
+        """Group of tensors that the user declared lazy: every gate waits for them."""
+        return len(self.optimizers)
+
+    def group_of(self, tensor: torch.Tensor) -> int:
+        """Index of the registered optimizer that writes ``tensor``, else :data:`COPIED`."""
+        return self._writer.get(id(tensor), COPIED)
+
+
+@dataclass
+class Section:
+    """The state of one value under one name, as its provider sees it now."""
+
+    name: str
+    held: list[Held] = field(default_factory=list)
+    tensors: list[torch.Tensor] = field(default_factory=list)
+    """[held] local tensors, the live ones."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Second names of tied tensors -> the name they are stored under."""
+    python: Callable[[], Json] = lambda: None
+    """Encodes the Python values as they are at the moment of the call."""
+    guard: Callable[[], bool] | None = None
+    """Cheap check that ``held`` and ``tensors`` still stand; ``None``: ask the provider every time."""
+
+
+class SectionBuilder:
+    """Collects a section. Handed to :meth:`StateProvider.collect`."""
+
+    def __init__(self, name: str, context: Context, rank_alone: bool = False) -> None:
+        self.section = Section(name)
+        self.context = context
+        self._rank_alone = rank_alone
+        self._first_name: dict[int, str] = {}
+
+    def tensor(self, name: str, tensor: torch.Tensor, group: int = COPIED) -> str:
+        """Announce a tensor (or ``DTensor``) of the state; returns the name it is stored under.
+
+        Args:
+            name: fully qualified name, unique in the state.
+            tensor: live value; a second announcement of one tensor makes ``name`` an alias.
+            group: index of the optimizer that alone writes it, which makes it lazy; :data:`COPIED` otherwise.
+
+        Raises:
+            TypeError: a layout that has no contiguous bytes (sparse, quantised, meta).
+        """
+        if self._rank_alone:
+            name = per_rank_name(self.context.rank, name)
+        first = self._first_name.setdefault(id(tensor), name)
+        if first != name:
+            self.section.aliases[name] = first
+            return first
+        try:
+            local, shape, box = local_box(tensor)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        if local.layout != torch.strided or local.is_quantized or local.device.type not in ("cpu", "cuda"):
+            raise TypeError(
+                f"{name} is a {local.layout} tensor of {local.dtype} on {local.device}; only dense tensors on CPU or CUDA "
+                "can be stored: convert it, or give its owner state_dict()/load_state_dict() with dense tensors"
+            )
+        if group == COPIED and self.context.declared_lazy(name):
+            group = self.context.declared_group
+        if not local.is_contiguous() or local.is_conj() or local.is_neg():
+            group = COPIED  # raw bytes of it do not exist: they are gathered when the checkpoint is taken
+        self.section.held.append(Held(name, dtype_name(local.dtype), local.element_size(), shape, box, group))
+        self.section.tensors.append(local)
+        return name
+
+
+class Saved(Protocol):
+    """A checkpoint that is being restored, as providers see it."""
+
+    def names(self, prefix: str) -> list[str]:
+        """Stored tensor names that begin with ``prefix``."""
+
+    def dtype_and_shape(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Of a stored tensor, global."""
+
+    def python(self, name: str) -> Json | None:
+        """Encoded Python values of the section ``name``; ``None`` if the checkpoint has none."""
+
+    def decode(self, value: Json) -> Any:
+        """Decode, with tensors resolved to loaded ones."""
+
+
+class StateProvider(abc.ABC):
+    """Knows one kind of state. Stateless; one instance serves all values of its types."""
+
+    handles: ClassVar[tuple[type, ...]] = ()
+
+    @abc.abstractmethod
+    def collect(self, value: Any, out: SectionBuilder) -> None:
+        """Announce the tensors of ``value`` to ``out``, and set ``out.section.python`` and ``.guard``."""
+
+    def prepare(self, value: Any, name: str, context: Context, saved: Saved) -> None:
+        """Before a restore collects: create tensors that the checkpoint has and ``value`` does not have yet."""
+
+    @abc.abstractmethod
+    def apply(self, value: Any, name: str, context: Context, saved: Saved) -> Any:
+        """After all tensors have been loaded in place: take the Python values back.
+
+        Returns:
+            The object that stands for ``value`` now; ``value`` itself unless it is immutable.
+        """
+
+
+_registry: list[StateProvider] = []
+
+
+def register_provider(provider: StateProvider) -> None:
+    """Make ``provider`` serve the types it ``handles``; later registrations go first."""
+    _registry.insert(0, provider)
+
+
+def provider_for(value: object, name: str) -> StateProvider:
+    """The provider for ``value``.
+
+    Raises:
+        TypeError: none is registered; the message says how to do that.
+    """
+    for provider in _registry:
+        if isinstance(value, provider.handles):
+            return provider
+    for provider in _registry:
+        if provider_accepts(provider, value):
+            return provider
+    raise TypeError(
+        f"state[{name!r}] is a {type(value).__module__}.{type(value).__qualname__}, which no state provider handles; "
+        "give it state_dict() and load_state_dict(), or register a provider with datastates.register_provider(...)"
+    )
+
+
+def provider_accepts(provider: StateProvider, value: object) -> bool:
+    """Whether a provider takes ``value`` for what it can do rather than for its type."""
+    accepts = getattr(provider, "accepts", None)
+    return bool(accepts and accepts(value))

@@ -1,0 +1,38 @@
+"""State that belongs to one rank alone: never taken for a replica of another rank's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datastates.providers.base import Context, Saved, SectionBuilder, StateProvider, provider_for
+
+
+class PerRank:
+    """See :func:`per_rank`."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def per_rank(value: Any) -> PerRank:
+    """Mark state as this rank's own, although other ranks use the same name.
+
+    Its tensors are stored for every rank, under ``per_rank.<rank>.<name>``, and come back to the same rank.
+    """
+    return PerRank(value)
+
+
+class PerRankProvider(StateProvider):
+    handles = (PerRank,)
+
+    def collect(self, value: PerRank, out: SectionBuilder) -> None:
+        inner = SectionBuilder(out.section.name, out.context, rank_alone=True)
+        provider_for(value.value, out.section.name).collect(value.value, inner)
+        out.section = inner.section
+
+    def prepare(self, value: PerRank, name: str, context: Context, saved: Saved) -> None:
+        provider_for(value.value, name).prepare(value.value, name, context, saved)
+
+    def apply(self, value: PerRank, name: str, context: Context, saved: Saved) -> PerRank:
+        value.value = provider_for(value.value, name).apply(value.value, name, context, saved)
+        return value

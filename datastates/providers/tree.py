@@ -1,0 +1,52 @@
+"""Plain values and containers of them, with tensors anywhere inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from datastates.providers.base import Context, Saved, SectionBuilder, StateProvider
+from datastates.typed_json import Pickled, encode
+
+
+class TreeProvider(StateProvider):
+    """Dicts, lists and scalars; tensors inside are stored as tensors and restored in place."""
+
+    handles = (dict, list, tuple, set, str, bytes, int, float, complex, bool, type(None), np.ndarray, np.generic, Pickled)
+
+    def collect(self, value: Any, out: SectionBuilder) -> None:
+        encoded = encode(value, out.section.name, out.tensor)
+        out.section.python = lambda: encoded
+
+    def apply(self, value: Any, name: str, context: Context, saved: Saved) -> Any:
+        stored = saved.python(name)
+        return value if stored is None else replace_content(value, saved.decode(stored))
+
+
+class TensorProvider(StateProvider):
+    """A tensor by itself: ``state["ema"] = tensor``."""
+
+    handles = (torch.Tensor,)
+
+    def collect(self, value: torch.Tensor, out: SectionBuilder) -> None:
+        out.tensor(out.section.name, value, out.context.group_of(value))
+        out.section.guard = lambda: True
+
+    def apply(self, value: torch.Tensor, name: str, context: Context, saved: Saved) -> torch.Tensor:
+        return value
+
+
+def replace_content(value: Any, stored: Any) -> Any:
+    """Make ``value`` equal to ``stored``, in place where its type allows; returns what stands for it now."""
+    if isinstance(value, dict) and isinstance(stored, dict):
+        for key in [key for key in value if key not in stored]:
+            del value[key]
+        for key, item in stored.items():
+            value[key] = replace_content(value[key], item) if key in value else item
+        return value
+    if isinstance(value, list) and isinstance(stored, list):
+        value[:] = stored
+        return value
+    return stored

@@ -1,0 +1,186 @@
+"""Python state as typed JSON: values come back with the types they had, and nothing is ever executed.
+
+JSON has no tuples, bytes, non-string keys, NaN or arrays; those become ``{"$": kind, ...}``. Tensors inside are handed
+to a callback, which stores them beside the JSON. ``docs/format.md`` lists the kinds.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import datetime
+import enum
+import math
+import pathlib
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from datastates.dtypes import dtype_name, dtype_of
+
+Json = Any
+TensorOut = Callable[[str, torch.Tensor], str]
+"""(path inside the value, tensor) -> the stored tensor's name."""
+TensorIn = Callable[[str], torch.Tensor]
+
+
+class Pickled:
+    """Marks a value that is to be stored with pickle: loading it can run code, so it is never the default."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+
+def pickled(value: object) -> Pickled:
+    """Ask for pickle by name, for a value whose type typed JSON does not know."""
+    return Pickled(value)
+
+
+def encode(value: object, path: str, tensor_out: TensorOut | None = None) -> Json:
+    """The JSON form of ``value``, sharing nothing mutable with it.
+
+    Args:
+        value: any nesting of the types listed in ``docs/format.md``.
+        path: the value's name, for messages and for tensors inside.
+        tensor_out: what to do with tensors; without it they are stored inline.
+
+    Raises:
+        TypeError: a type that has no JSON form; the message names the path and the remedy.
+    """
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else {"$": "float", "v": repr(value)}
+    if type(value) is list:
+        return [encode(item, f"{path}.{i}", tensor_out) for i, item in enumerate(value)]
+    if type(value) is dict and all(type(key) is str for key in value) and "$" not in value:
+        return {key: encode(item, f"{path}.{key}", tensor_out) for key, item in value.items()}
+    if isinstance(value, torch.Tensor):
+        if tensor_out is not None:
+            return {"$": "tensor", "name": tensor_out(path, value)}
+        return _inline_tensor(value)
+    for kind, cls, to_json in _ENCODERS:
+        if type(value) is cls:
+            return {"$": kind, "v": to_json(value, lambda item, key: encode(item, f"{path}.{key}", tensor_out))}
+    if isinstance(value, np.generic):
+        return {"$": "numpy", "v": _array(np.asarray(value)), "scalar": True}
+    if isinstance(value, pathlib.PurePath):
+        return {"$": "path", "v": str(value)}
+    if isinstance(value, enum.Enum) and isinstance(value, (int, str)):
+        return encode(value.value, path, tensor_out)
+    raise TypeError(
+        f"{path} is a {type(value).__module__}.{type(value).__qualname__}, which has no typed JSON form; give it "
+        "state_dict()/load_state_dict(), convert it to plain values, or wrap it in datastates.pickled(...)"
+    )
+
+
+def decode(value: Json, tensor_in: TensorIn | None = None, allow_pickle: bool = False) -> Any:
+    """The value that :func:`encode` was given.
+
+    Raises:
+        ValueError: an unknown kind, or a pickle without ``allow_pickle``.
+    """
+    if isinstance(value, list):
+        return [decode(item, tensor_in, allow_pickle) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "$" not in value:
+        return {key: decode(item, tensor_in, allow_pickle) for key, item in value.items()}
+    kind = value["$"]
+    if kind == "tensor":
+        if tensor_in is None:
+            raise ValueError(f"tensor {value['name']!r} is stored beside this value and was not loaded")
+        return tensor_in(value["name"])
+    if kind == "inline_tensor":
+        flat = torch.frombuffer(bytearray(base64.b64decode(value["v"])) or bytearray(1), dtype=torch.uint8)
+        flat = flat if value["v"] else flat[:0]
+        return flat.view(dtype_of(value["dtype"])).reshape(value["shape"])
+    if kind == "pickle" and not allow_pickle:
+        raise ValueError("this value is a pickle, which can run code; pass allow_pickle=True if you trust the checkpoint")
+    if kind not in _DECODERS:
+        raise ValueError(f"value of unknown kind {kind!r}: written by a newer version?")
+    return _DECODERS[kind](value, lambda item: decode(item, tensor_in, allow_pickle))
+
+
+def _inline_tensor(tensor: torch.Tensor) -> Json:
+    host = tensor.detach().cpu().contiguous()
+    raw = host.reshape(-1).view(torch.uint8).numpy().tobytes() if host.numel() else b""
+    return {
+        "$": "inline_tensor",
+        "dtype": dtype_name(host.dtype),
+        "shape": list(host.shape),
+        "v": base64.b64encode(raw).decode(),
+    }
+
+
+def _array(array: np.ndarray) -> Json:
+    if array.dtype.hasobject:
+        raise TypeError("NumPy arrays of Python objects have no typed JSON form")
+    raw = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+    return {"dtype": array.dtype.str, "shape": list(array.shape), "data": raw}
+
+
+def _unarray(value: Json) -> Any:
+    spec = value["v"]
+    array = np.frombuffer(base64.b64decode(spec["data"]), dtype=np.dtype(spec["dtype"])).reshape(spec["shape"]).copy()
+    return array[()] if value.get("scalar") else array
+
+
+def _items(mapping: Any, encode_item: Callable[[object, object], Json]) -> Json:
+    return [[encode_item(key, "key"), encode_item(item, key)] for key, item in mapping.items()]
+
+
+def _sequence(values: Any, encode_item: Callable[[object, object], Json]) -> Json:
+    return [encode_item(item, i) for i, item in enumerate(values)]
+
+
+def _sorted_set(values: Any, encode_item: Callable[[object, object], Json]) -> Json:
+    return _sequence(sorted(values, key=lambda item: (type(item).__name__, item)), encode_item)
+
+
+_ENCODERS: tuple[tuple[str, type, Callable[[Any, Callable[[object, object], Json]], Json]], ...] = (
+    ("tuple", tuple, _sequence),
+    ("size", torch.Size, _sequence),
+    ("set", set, _sorted_set),
+    ("frozenset", frozenset, _sorted_set),
+    ("dict", dict, _items),
+    ("ordered_dict", collections.OrderedDict, _items),
+    ("defaultdict", collections.defaultdict, _items),
+    ("counter", collections.Counter, _items),
+    ("deque", collections.deque, lambda v, f: [v.maxlen, _sequence(v, f)]),
+    ("bytes", bytes, lambda v, f: base64.b64encode(v).decode()),
+    ("bytearray", bytearray, lambda v, f: base64.b64encode(v).decode()),
+    ("complex", complex, lambda v, f: [repr(v.real), repr(v.imag)]),
+    ("numpy", np.ndarray, lambda v, f: _array(v)),
+    ("dtype", torch.dtype, lambda v, f: dtype_name(v)),
+    ("device", torch.device, lambda v, f: str(v)),
+    ("datetime", datetime.datetime, lambda v, f: v.isoformat()),
+    ("pickle", Pickled, lambda v, f: base64.b64encode(pickle.dumps(v.value)).decode()),
+)
+
+_Decoder = Callable[[Any, Callable[[Json], Any]], Any]
+_DECODERS: dict[str, _Decoder] = {
+    "float": lambda v, f: float(v["v"]),
+    "tuple": lambda v, f: tuple(map(f, v["v"])),
+    "size": lambda v, f: torch.Size(v["v"]),
+    "set": lambda v, f: set(map(f, v["v"])),
+    "frozenset": lambda v, f: frozenset(map(f, v["v"])),
+    "dict": lambda v, f: {f(key): f(item) for key, item in v["v"]},
+    "ordered_dict": lambda v, f: collections.OrderedDict((f(key), f(item)) for key, item in v["v"]),
+    # A factory cannot be stored without code: the entries come back, missing keys raise as in a dict.
+    "defaultdict": lambda v, f: collections.defaultdict(None, ((f(key), f(item)) for key, item in v["v"])),
+    "counter": lambda v, f: collections.Counter({f(key): f(item) for key, item in v["v"]}),
+    "deque": lambda v, f: collections.deque(map(f, v["v"][1]), maxlen=v["v"][0]),
+    "bytes": lambda v, f: base64.b64decode(v["v"]),
+    "bytearray": lambda v, f: bytearray(base64.b64decode(v["v"])),
+    "complex": lambda v, f: complex(float(v["v"][0]), float(v["v"][1])),
+    "numpy": lambda v, f: _unarray(v),
+    "path": lambda v, f: pathlib.PurePath(v["v"]),
+    "dtype": lambda v, f: dtype_of(v["v"]),
+    "device": lambda v, f: torch.device(v["v"]),
+    "datetime": lambda v, f: datetime.datetime.fromisoformat(v["v"]),
+    "pickle": lambda v, f: pickle.loads(base64.b64decode(v["v"])),
+}
