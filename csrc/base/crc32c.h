@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace elastates {
 
@@ -15,8 +16,14 @@ uint32_t Crc32c(const void* data, size_t size_bytes, uint32_t seed = 0);
 // Crc32c(a ++ b) from the two checksums and the length of b, in O(log(size)) steps.
 uint32_t Crc32cCombine(uint32_t crc_a, uint32_t crc_b, uint64_t size_b_bytes);
 
-// The table-driven version that every CPU can run; Crc32c() falls back to it.
-uint32_t Crc32cPortable(const void* data, size_t size_bytes, uint32_t seed = 0);
+// One way to compute Crc32c().
+struct Crc32cVersion {
+  const char* name;
+  uint32_t (*run)(const void* data, size_t size_bytes, uint32_t seed);
+};
+
+// Every version that this CPU can run, fastest first: Crc32c() is the first one, tests compare them all.
+const std::vector<Crc32cVersion>& Crc32cVersions();
 
 }  // namespace elastates
 

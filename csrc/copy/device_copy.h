@@ -71,7 +71,7 @@ class DeviceCopier {
   DeviceCopier(int device, void* stream) : device_(device), stream_(stream) {}
 
   const int device_;
-  void* const stream_;  // cudaStream_t
+  [[maybe_unused]] void* const stream_;  // cudaStream_t; unused where there is no CUDA
 };
 
 }  // namespace elastates

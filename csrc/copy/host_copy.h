@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace elastates {
 
@@ -13,6 +14,16 @@ namespace elastates {
 // only if nobody writes to `src` meanwhile. Every store is visible to whoever synchronises with this thread
 // afterwards. REQUIRES: the ranges do not overlap.
 uint32_t CopyAndCrc32c(void* dst, const void* src, size_t size_bytes, uint32_t seed = 0);
+
+// One way to do it.
+struct CopyVersion {
+  const char* name;
+  uint32_t (*run)(void* dst, const void* src, size_t size_bytes, uint32_t seed);
+};
+
+// Every version that this CPU can run, fastest first: CopyAndCrc32c() is the first one, tests compare them
+// all.
+const std::vector<CopyVersion>& CopyVersions();
 
 }  // namespace elastates
 
