@@ -11,12 +11,15 @@ BuildExtension, with ninja where it is found, and linked with the rest. Environm
 
 import fcntl
 import os
+import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build import build
+from setuptools.errors import CompileError
 
 INSTALL_COMMAND = "pip install torch==2.13.0 && pip install --no-build-isolation ."
 
@@ -65,12 +68,16 @@ class BuildNative(BuildExtension):
         print(toolchain.describe(), flush=True)
         with open(build_temp / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two installs from one checkout share these objects
-            library = build_core_library(toolchain, build_temp / "core", max_jobs=int(os.environ["MAX_JOBS"]))
+            try:
+                library = build_core_library(toolchain, build_temp / "core", max_jobs=int(os.environ["MAX_JOBS"]))
+            except subprocess.CalledProcessError as error:  # the compiler has said why
+                raise CompileError(f"failed: {shlex.join(error.cmd)}") from None
             (extension,) = self.extensions
             extension.extra_objects = [str(library)]
             extension.depends = [str(library), *headers()]
             extension.extra_compile_args = ["-g1", "-fvisibility=hidden", *toolchain.defines]
-            extension.extra_link_args = list(toolchain.link_flags)
+            # Our static CUDA runtime must not be mistaken for the shared one that a CUDA torch brings.
+            extension.extra_link_args = ["-Wl,--exclude-libs,ALL", *toolchain.link_flags]
             super().build_extensions()
 
 

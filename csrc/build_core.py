@@ -51,7 +51,7 @@ class Toolchain:
 
     @property
     def include_flags(self) -> tuple[str, ...]:
-        cuda = (f"-isystem{self.cuda_include_dir}",) if self.cuda_include_dir else ()
+        cuda = ("-isystem", self.cuda_include_dir) if self.cuda_include_dir else ()
         return (f"-I{CSRC}", *cuda)
 
     @property
