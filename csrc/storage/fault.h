@@ -11,13 +11,13 @@
 namespace elastates {
 
 struct Fault {
-  std::string op;  // "open", "read", "write", "fallocate", "ftruncate", "fsync", "close", "rename"
+  std::string op;  // "open", "direct", "read", "write", "fallocate", "ftruncate", "fsync", "close", "rename"
   int nth = 1;     // strikes at the nth such call from now, counted from 1 ...
   int times = 1;   // ... and at the next ones, so many in all
   int error = 0;   // errno to fail with; 0: none
   size_t short_by =
       0;  // without an error: a read or write is asked for this much less, but for 1 byte at least
-  bool direct_only = false;  // counts only the calls on descriptors opened with O_DIRECT
+  bool direct_only = false;  // counts only the calls on descriptors that have O_DIRECT
 };
 
 void SetFault(Fault fault);  // replaces the one before

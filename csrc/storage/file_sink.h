@@ -41,6 +41,7 @@ struct WriteCall {
   const char* data;
   size_t length;
   uint64_t offset;
+  bool direct;
 };
 
 class FileSink {
@@ -58,8 +59,9 @@ class FileSink {
   // to the next multiple, because O_DIRECT writes the padding too and Finish() cuts it off.
   Status WriteAt(const char* data, size_t length, uint64_t offset);
 
-  // Cuts the file to its size, syncs it (fsync: a new file's length is metadata) and closes it; each can
-  // fail, and then the file must not be published. REQUIRES: every write has returned; called at most once.
+  // Fails unless as many bytes were written as the file has; cuts it to its size, syncs it (fsync: a new
+  // file's length is metadata) and closes it; each can fail, and then the file must not be published.
+  // REQUIRES: every write has returned; called at most once.
   Status Finish();
 
   // The two halves of WriteAt(), for queues that make the system call themselves: Next() says which,
@@ -85,6 +87,7 @@ class FileSink {
   const uint64_t size_bytes_;
   OwnedFd fd_;
   std::atomic<bool> direct_;
+  std::atomic<uint64_t> written_bytes_{0};
 };
 
 }  // namespace elastates

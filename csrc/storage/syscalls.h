@@ -23,7 +23,7 @@ int Unlink(const std::string& path);
 int Fsync(int fd);
 int Ftruncate(int fd, uint64_t size_bytes);
 int Fallocate(int fd, uint64_t size_bytes);  // reserves [0, size_bytes) and sets the length
-int ClearDirect(int fd);                     // drops O_DIRECT from the open file
+int SetDirect(int fd, bool direct);          // switches O_DIRECT; -EINVAL where the file system has none
 int64_t FileSize(int fd);
 ssize_t PWrite(int fd, const void* data, size_t length, uint64_t offset);
 ssize_t PRead(int fd, void* data, size_t length, uint64_t offset);

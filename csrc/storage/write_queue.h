@@ -40,7 +40,7 @@ class WriteQueue {
 // One blocking write per thread.
 std::unique_ptr<WriteQueue> MakeThreadWriteQueue(int num_threads);
 
-// Up to `depth` writes in the kernel, two threads. Fails where liburing was not found at build time or the
+// Up to `depth` writes in the kernel, one thread. Fails where liburing was not found at build time or the
 // kernel forbids io_uring (containers often do).
 Result<std::unique_ptr<WriteQueue>> MakeUringWriteQueue(int depth);
 

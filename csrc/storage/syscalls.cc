@@ -1,0 +1,134 @@
+#include "storage/syscalls.h"
+
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+
+#include "storage/fault.h"
+#include "storage/owned_fd.h"
+
+namespace elastates {
+
+OwnedFd::~OwnedFd() {
+  if (fd_ >= 0) (void)sys::Close(fd_);
+}
+
+namespace sys {
+namespace {
+
+// The errno, negated, that an injected fault puts in place of this call; 0 for none.
+int InjectedError(const char* op, int fd = -1) {
+  const std::optional<Fault> fault = TakeFault(op, fd);
+  return fault ? -fault->error : 0;
+}
+
+// The same for reads and writes, which a fault may also shorten.
+std::optional<ssize_t> Intercept(const char* op, int fd, size_t* length) {
+  const std::optional<Fault> fault = TakeFault(op, fd);
+  if (!fault) return std::nullopt;
+  if (fault->error != 0) return -fault->error;
+  if (*length > 1) *length = *length > fault->short_by ? *length - fault->short_by : 1;
+  return std::nullopt;
+}
+
+template <typename T>
+T OrErrno(T result) {
+  return result < 0 ? -errno : result;
+}
+
+}  // namespace
+
+int Open(const std::string& path, int flags, mode_t mode) {
+  if (const int injected = InjectedError("open")) return injected;
+  return OrErrno(open(path.c_str(), flags | O_CLOEXEC, mode));
+}
+
+int Close(int fd) {
+  const int injected = InjectedError("close", fd);
+  const int result = OrErrno(close(fd));  // in any case: a descriptor kept back would leak
+  if (injected != 0) return injected;
+  return result == -EINTR ? 0 : result;  // on Linux the descriptor is gone all the same
+}
+
+int Unlink(const std::string& path) { return OrErrno(unlink(path.c_str())); }
+
+int Fsync(int fd) {
+  if (const int injected = InjectedError("fsync", fd)) return injected;
+  return OrErrno(fsync(fd));
+}
+
+int Ftruncate(int fd, uint64_t size_bytes) {
+  if (const int injected = InjectedError("ftruncate", fd)) return injected;
+  return OrErrno(ftruncate(fd, static_cast<off_t>(size_bytes)));
+}
+
+int Fallocate(int fd, uint64_t size_bytes) {
+  if (const int injected = InjectedError("fallocate", fd)) return injected;
+  return OrErrno(fallocate(fd, 0, 0, static_cast<off_t>(size_bytes)));
+}
+
+int SetDirect(int fd, bool direct) {
+  if (const int injected = InjectedError("direct", fd)) return injected;
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags < 0) return -errno;
+  return OrErrno(fcntl(fd, F_SETFL, direct ? flags | O_DIRECT : flags & ~O_DIRECT));
+}
+
+int64_t FileSize(int fd) {
+  struct stat info;
+  return fstat(fd, &info) < 0 ? -errno : static_cast<int64_t>(info.st_size);
+}
+
+ssize_t PWrite(int fd, const void* data, size_t length, uint64_t offset) {
+  if (const auto result = InterceptWrite(fd, &length)) return *result;
+  return OrErrno(pwrite(fd, data, length, static_cast<off_t>(offset)));
+}
+
+ssize_t PRead(int fd, void* data, size_t length, uint64_t offset) {
+  if (const auto result = Intercept("read", fd, &length)) return *result;
+  return OrErrno(pread(fd, data, length, static_cast<off_t>(offset)));
+}
+
+std::optional<ssize_t> InterceptWrite(int fd, size_t* length) { return Intercept("write", fd, length); }
+
+namespace {
+
+int Rename(const std::string& from, const std::string& to, unsigned flags) {
+  if (const int injected = InjectedError("rename")) return injected;
+  return static_cast<int>(
+      OrErrno(syscall(SYS_renameat2, AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), flags)));
+}
+
+// For file systems without RENAME_NOREPLACE (NFS and some others).
+int LookAndRename(const std::string& from, const std::string& to) {
+  struct stat info;
+  if (lstat(to.c_str(), &info) == 0) return -EEXIST;
+  if (errno != ENOENT) return -errno;
+  return OrErrno(std::rename(from.c_str(), to.c_str()));
+}
+
+}  // namespace
+}  // namespace sys
+
+Status SyncDirectory(const std::string& path) {
+  const OwnedFd fd(sys::Open(path, O_RDONLY | O_DIRECTORY, 0));
+  if (!fd) return Status::FromErrno(-fd.get(), "opening directory " + path);
+  int result;
+  do {
+    result = sys::Fsync(fd.get());
+  } while (result == -EINTR);
+  return result == 0 ? Status::Ok() : Status::FromErrno(-result, "syncing directory " + path);
+}
+
+Status RenameNoReplace(const std::string& from, const std::string& to) {
+  int result = sys::Rename(from, to, RENAME_NOREPLACE);
+  if (result == -EINVAL || result == -ENOSYS) result = sys::LookAndRename(from, to);
+  return result == 0 ? Status::Ok() : Status::FromErrno(-result, "renaming " + from + " to " + to);
+}
+
+}  // namespace elastates
