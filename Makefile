@@ -65,7 +65,7 @@ $(BIN)/python:
 	  $(PYTHON) -m pip --python $(BIN)/python install pip; }
 
 $(VENV)/torch: | $(BIN)/python
-	$(BIN)/python -m pip install --quiet torch==$(TORCH) 'setuptools>=70.1' wheel ninja
+	$(BIN)/python -m pip install --quiet torch==$(TORCH) 'setuptools>=77' ninja
 	touch $@
 
 # The names and versions stand in pyproject.toml alone.
