@@ -30,7 +30,7 @@ train: $(VENV)/installed  ## Run the main job: train a GPT, checkpoint at every 
 test: $(VENV)/installed  ## Run the tests against the installed build of this checkout.
 	$(BIN)/python -P -m pytest $(PYTEST_ARGS)
 
-bench: $(VENV)/installed  ## Run the benchmarks; JSON goes to runs/bench/.
+bench: $(VENV)/installed $(VENV)/peers  ## Run the benchmarks; JSON goes to runs/bench/.
 	@mkdir -p runs/bench
 	$(BIN)/python benchmarks/checkpoint.py --size-mb 1024 --json runs/bench/checkpoint.json
 	$(BIN)/python benchmarks/every_step.py --json runs/bench/every_step.json
@@ -72,6 +72,10 @@ $(VENV)/torch: | $(BIN)/python
 $(VENV)/dependencies: $(VENV)/torch pyproject.toml scripts/requirements.py
 	$(BIN)/python scripts/requirements.py dev examples > $(VENV)/requirements.txt
 	$(BIN)/python -m pip install --quiet torch==$(TORCH) -r $(VENV)/requirements.txt
+	touch $@
+
+$(VENV)/peers: $(VENV)/dependencies benchmarks/requirements.txt
+	$(BIN)/python -m pip install --quiet torch==$(TORCH) -r benchmarks/requirements.txt
 	touch $@
 
 # A deleted file leaves no newer one behind, so the list of files is an input too.

@@ -1,12 +1,16 @@
 """Fixtures for every test: free ports, and real processes that do not outlive their test."""
 
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from launching import Launcher
 from skips import SkipPolice
+
+# Benchmarks and examples are not installed. Last, so that what is installed is what is tested.
+sys.path.append(str(Path(__file__).parents[1]))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
