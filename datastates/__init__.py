@@ -1,1 +1,53 @@
-"""Lazy asynchronous checkpoints of PyTorch training state."""
+"""Lazy asynchronous checkpoints of PyTorch training state.
+
+    checkpoints = datastates.Checkpointer("runs/gpt")
+    state = {"model": model, "optimizer": optimizer, "rng": datastates.rng_state()}
+    start = checkpoints.restore(state)
+    for step in range(start, 1000):
+        loss_of(batch).backward(); optimizer.step()
+        checkpoints.checkpoint(step, state)
+"""
+
+from datastates.checkpointer import Checkpointer
+from datastates.config import CheckpointerConfig, CheckpointStats
+from datastates.errors import (
+    ArenaExhaustedError,
+    CheckpointError,
+    CheckpointSkipped,
+    CoordinationError,
+    DamagedCheckpointError,
+    DataStatesError,
+    DirectoryBusyError,
+    MutationError,
+    NotOneDirectoryError,
+    RestoreError,
+    StorageFullError,
+)
+from datastates.futures import CheckpointFuture
+from datastates.handle import Checkpoint
+from datastates.providers import StateProvider, per_rank, register_provider, rng_state
+from datastates.typed_json import pickled
+
+__all__ = [
+    "ArenaExhaustedError",
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointFuture",
+    "CheckpointSkipped",
+    "CheckpointStats",
+    "Checkpointer",
+    "CheckpointerConfig",
+    "CoordinationError",
+    "DamagedCheckpointError",
+    "DataStatesError",
+    "DirectoryBusyError",
+    "MutationError",
+    "NotOneDirectoryError",
+    "RestoreError",
+    "StateProvider",
+    "StorageFullError",
+    "per_rank",
+    "pickled",
+    "register_provider",
+    "rng_state",
+]

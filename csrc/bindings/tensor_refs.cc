@@ -156,12 +156,15 @@ std::vector<size_t> TensorRefs::Mutated(uint32_t group) const {
   return mutated;
 }
 
+// The message of a failure lists the indices of the mutated tensors.
 // Group 0 was copied when the checkpoint was taken: it is ours, and nobody writes to it.
 Status TensorRefs::CheckUnchanged(uint32_t group) const {
   if (group == 0) return Status::Ok();
   const std::vector<size_t> mutated = Mutated(group);
   if (mutated.empty()) return Status::Ok();
-  return Status(StatusCode::kMutated, std::to_string(mutated.size()) + " tensors were written to");
+  std::string indices;  // the caller knows the names; who reads the tensors later would find more of them changed
+  for (size_t tensor : mutated) indices += (indices.empty() ? "" : ",") + std::to_string(tensor);
+  return Status(StatusCode::kMutated, indices);
 }
 
 void BindTensorRefs(py::module_& m) {

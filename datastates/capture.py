@@ -1,0 +1,247 @@
+"""Capture: from the user's state to held, watched memory, before ``checkpoint()`` returns.
+
+What an optimizer of the state writes is held where it lies and copied behind the next forward and backward. Everything
+else is copied here and now, because nothing announces that it is about to change. The structure (names, shapes, boxes)
+is kept between checkpoints for as long as the providers' guards say that the state consists of the same tensors.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+import _elastates
+from datastates.plan import Held
+from datastates.providers import COPIED, Context, Section, SectionBuilder, provider_for
+from oneflow_sbp import Box
+
+EVERYTHING = 2**64 - 1
+"""``sample_bytes`` that checksums every watched byte."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a rank holds: the part of a capture that stays the same from step to step."""
+
+    held: tuple[Held, ...]
+    aliases: Mapping[str, str]
+    digest: str
+    """Equal on two ranks, or at two steps, only if the descriptions are equal."""
+
+    @classmethod
+    def of(cls, held: Sequence[Held], aliases: Mapping[str, str]) -> Structure:
+        return cls(tuple(held), dict(aliases), hashlib.sha256(describe(held, aliases)).hexdigest())
+
+    @property
+    def num_groups(self) -> int:
+        """Native groups: group ``g`` of :class:`Held` is ``g + 1``, and 0 is what has been copied."""
+        return max((h.group for h in self.held), default=COPIED) + 2
+
+    @property
+    def nbytes(self) -> int:
+        return sum(h.nbytes for h in self.held)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One checkpoint's state, held: independent of what Python does with the originals from now on."""
+
+    structure: Structure
+    refs: Any
+    """``_elastates.TensorRefs``, parallel to ``structure.held``."""
+    python: dict[str, Any]
+    """Section name -> encoded Python values, for those that have any."""
+
+
+def describe(held: Sequence[Held], aliases: Mapping[str, str]) -> bytes:
+    """The description that ranks exchange."""
+    rows = [[h.name, h.dtype, h.itemsize_bytes, h.shape, h.box.offsets, h.box.sizes, h.group] for h in held]
+    return json.dumps([rows, dict(aliases)], separators=(",", ":")).encode()
+
+
+def undescribe(raw: bytes) -> tuple[list[Held], dict[str, str]]:
+    """The inverse of :func:`describe`."""
+    rows, aliases = json.loads(raw)
+    held = [
+        Held(name, dtype, itemsize, tuple(shape), Box(tuple(offsets), tuple(sizes)), group)
+        for name, dtype, itemsize, shape, offsets, sizes, group in rows
+    ]
+    return held, aliases
+
+
+def leaves(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
+    """(name, value, container, key) of every value that has a provider of its own.
+
+    Dicts are entered only where they hold such values, so that plain nested Python data stays one value.
+    """
+    for key, value in state.items():
+        if not isinstance(key, str) or not key:
+            raise TypeError(f"state keys must be non-empty strings, got {key!r}")
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and _holds_objects(value):
+            yield from leaves(value, f"{name}.")
+        else:
+            yield name, value, state, key
+
+
+def _holds_objects(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_objects, value.values()))
+    plain = (list, tuple, set, str, bytes, int, float, complex, bool, type(None), np.ndarray, np.generic, torch.Tensor)
+    return not isinstance(value, plain)
+
+
+def make_context(state: Mapping[str, Any], rank: int, lazy: Sequence[str] = ()) -> Context:
+    """What the providers may know about the whole of ``state``."""
+    from datastates.providers import PerRank
+
+    found = [(name, v.value if isinstance(v, PerRank) else v) for name, v, _, _ in leaves(state)]
+    return Context(
+        modules={name: value for name, value in found if isinstance(value, torch.nn.Module)},
+        optimizers=[value for _, value in found if isinstance(value, torch.optim.Optimizer)],
+        rank=rank,
+        lazy=lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in lazy),
+    )
+
+
+def collect(name: str, value: Any, context: Context) -> Section:
+    """The section of one value."""
+    builder = SectionBuilder(name, context)
+    provider_for(value, name).collect(value, builder)
+    return builder.section
+
+
+class StateCapture:
+    """Takes captures of a state, quickly when it is the state of the last time.
+
+    Used by the training thread alone.
+    """
+
+    def __init__(self, rank: int, lazy: Sequence[str] = (), copied_warning_bytes: int = 256 << 20) -> None:
+        self._rank = rank
+        self._lazy = lazy
+        self._copied_warning_bytes = copied_warning_bytes
+        self._warned = False
+        self._values: list[tuple[str, Any]] = []
+        self._sections: list[Section] = []
+        self._context = Context({}, [])
+        self._structure = Structure.of((), {})
+        self._tensors: list[torch.Tensor] = []
+        self._copied: list[int] = []
+        self._groups = np.zeros(0, dtype=np.uint32)
+        self._written: dict[int, set[int]] = {}
+
+    def take(self, state: Mapping[str, Any], sample_begin: int, sample_bytes: int) -> Captured:
+        """Hold everything in ``state``.
+
+        Args:
+            state: names to modules, optimizers, tensors, stateful objects or plain Python values.
+            sample_begin: where, in the ring of all lazily copied bytes, the checksummed window begins.
+            sample_bytes: its length; :data:`EVERYTHING` for the whole ring.
+        """
+        self._refresh(state)
+        python = {s.name: encoded for s in self._sections if (encoded := s.python()) is not None}
+        tensors = list(self._tensors)
+        for index in self._copied:
+            tensors[index] = _own_copy(tensors[index])
+        refs = _elastates.TensorRefs(tensors, self._groups, sample_begin, sample_bytes, _streams(tensors))
+        return Captured(self._structure, refs, python)
+
+    def groups_written_by(self, optimizer: torch.optim.Optimizer) -> set[int]:
+        """Native groups with memory that ``optimizer`` writes, be it part of the state or not."""
+        groups: set[int] = set()
+        if self._context.declared_group + 2 <= self._structure.num_groups:
+            groups.add(self._context.declared_group + 1)
+        if any(optimizer is known for known in self._context.optimizers):
+            groups.add(next(i for i, known in enumerate(self._context.optimizers) if known is optimizer) + 1)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                groups |= self._written.get(_storage(parameter), set())
+        return groups
+
+    def _refresh(self, state: Mapping[str, Any]) -> None:
+        values = [(name, value) for name, value, _, _ in leaves(state)]
+        same = len(values) == len(self._values) and all(
+            name == old_name and value is old
+            for (name, value), (old_name, old) in zip(values, self._values, strict=True)
+        )
+        if not same or any(s.guard is not None and not s.guard() for s in self._sections):
+            self._context = make_context(state, self._rank, self._lazy)
+            self._sections = [collect(name, value, self._context) for name, value in values]
+            self._values = values
+            self._assemble()
+        elif any(s.guard is None for s in self._sections):
+            self._sections = [
+                s if s.guard is not None else collect(s.name, value, self._context)
+                for s, (_, value) in zip(self._sections, values, strict=True)
+            ]
+            self._assemble()
+
+    def _assemble(self) -> None:
+        """Join the sections: one name, one tensor; a tensor met again under another name is an alias."""
+        held: list[Held] = []
+        tensors: list[torch.Tensor] = []
+        aliases: dict[str, str] = {}
+        by_memory: dict[object, str] = {}
+        for section in self._sections:
+            aliases |= section.aliases
+            for item, tensor in zip(section.held, section.tensors, strict=True):
+                memory = (tensor.data_ptr(), item.dtype, item.shape, item.box)
+                first = by_memory.setdefault(memory, item.name) if item.nbytes else item.name
+                if first != item.name:
+                    aliases[item.name] = first
+                else:
+                    held.append(item)
+                    tensors.append(tensor)
+        names = [h.name for h in held]
+        if len(set(names)) != len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise ValueError(f"two tensors of the state have one name: {', '.join(twice[:5])}; rename a key of the state")
+        aliases = {alias: aliases.get(name, name) for alias, name in aliases.items()}
+        self._tensors = tensors
+        if list(self._structure.held) != held or self._structure.aliases != aliases:
+            self._structure = Structure.of(held, aliases)
+        self._copied = [i for i, h in enumerate(held) if h.group == COPIED]
+        self._groups = np.array([h.group + 1 for h in held], dtype=np.uint32)
+        self._written = {}
+        for item, tensor in zip(held, tensors, strict=True):
+            if item.group != COPIED:
+                self._written.setdefault(_storage(tensor), set()).add(item.group + 1)
+        self._warn_if_much_is_copied(held)
+
+    def _warn_if_much_is_copied(self, held: Sequence[Held]) -> None:
+        copied = [h for h in held if h.group == COPIED]
+        total = sum(h.nbytes for h in copied)
+        if total > self._copied_warning_bytes and not self._warned:
+            self._warned = True
+            largest = max(copied, key=lambda h: h.nbytes)
+            warnings.warn(
+                f"{total / 1e6:.0f} MB of the state are written by no optimizer of the state and are copied inside every "
+                f"checkpoint() call (largest: {largest.name}, {largest.nbytes / 1e6:.0f} MB); what you do not write to "
+                'before the next gate() can be declared: Checkpointer(lazy=["model.frozen.*"])',
+                stacklevel=5,
+            )
+
+
+def _own_copy(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor.detach())
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    local = getattr(tensor, "_local_tensor", tensor)
+    return int(local.untyped_storage().data_ptr())
+
+
+def _streams(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+    if not torch.cuda.is_available():
+        return []
+    devices = {t.get_device() for t in tensors if t.is_cuda}
+    return [(device, torch.cuda.current_stream(device).cuda_stream) for device in sorted(devices)]

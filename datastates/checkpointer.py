@@ -1,0 +1,332 @@
+"""Checkpointer: take checkpoints at every step without being felt, and restore the newest whole one."""
+
+from __future__ import annotations
+
+import collections
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from datastates.capture import EVERYTHING, StateCapture
+from datastates.config import MB, CheckpointerConfig, CheckpointStats
+from datastates.coordination import Coordinator, prove_one_directory
+from datastates.directory import CheckpointDirectory, read_manifest
+from datastates.errors import ArenaExhaustedError, CheckpointError, CheckpointSkipped, DamagedCheckpointError, RestoreError
+from datastates.gate import unwatch_optimizers, watch_optimizers
+from datastates.handle import Checkpoint
+from datastates.restore import Vote, restore
+from datastates.saving import SavePipeline
+
+logger = logging.getLogger("datastates")
+
+
+class Checkpointer:
+    """Lazy asynchronous checkpoints of a training state in one directory.
+
+    Source: DataStates-LLM (HPDC 2024), section 5; ``docs/architecture.md`` shows the chain.
+
+    Construction is collective where ``torch.distributed`` is initialised with more than one rank, and so are
+    :meth:`checkpoint`, :meth:`restore` and :meth:`close`; all ranks make the same calls in the same order, from the
+    thread that trains. As a context manager it drains on exit.
+
+    Args:
+        directory: where checkpoints go; one directory that all ranks see. Made if missing.
+        options: fields of :class:`datastates.CheckpointerConfig`.
+
+    Raises:
+        NotOneDirectoryError: some ranks see another directory.
+        ValueError, TypeError: a bad option.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], **options: Any) -> None:
+        self.config = CheckpointerConfig.of(options)
+        self._directory = CheckpointDirectory(directory)
+        self._directory.path.mkdir(parents=True, exist_ok=True)
+        self._coordinator = Coordinator(self.config.commit_timeout_s)
+        self._channel = self._coordinator.channel()
+        if self._channel.num_ranks > 1:
+            prove_one_directory(self._directory.path, self._channel, self.config.commit_timeout_s)
+        self._vote = Vote(self._channel, self.config.commit_timeout_s)
+        self._capture = StateCapture(self._channel.rank, self.config.lazy)
+        self._pipeline = SavePipeline(
+            self._directory,
+            self.config,
+            (self._coordinator.channel(), self._coordinator.channel()),
+            self._finished,
+        )
+        self._uncopied: collections.deque[Checkpoint] = collections.deque()  # training thread only
+        self._lock = threading.Lock()
+        self._in_flight: dict[int, Checkpoint] = {}  # guarded by _lock, as all below
+        self._stats = CheckpointStats()
+        self._failures: list[CheckpointError] = []
+        self._consecutive_failures = 0
+        self._ordinal = 0
+        self._unusable: str | None = None
+        self._closed = False
+        watch_optimizers(self)
+
+    # ---- taking checkpoints ----
+
+    def checkpoint(self, step: int, state: Mapping[str, Any], *, metadata: Mapping[str, Any] | None = None) -> Checkpoint:
+        """Take a checkpoint of ``state`` as it is now, and return at once.
+
+        What an optimizer in ``state`` writes is copied behind the next forward and backward; every other tensor and all
+        Python values are copied before this returns. Collective.
+
+        Args:
+            step: the step just completed, >= 0; :meth:`restore` will return ``step + 1``.
+            state: names to modules, optimizers, tensors, ``Stateful`` objects, plain Python values, or dicts of those.
+            metadata: JSON values to keep in the manifest.
+
+        Returns:
+            Handle with the futures ``safe_to_mutate``, ``written`` and ``durable``.
+
+        Raises:
+            CheckpointError: an earlier failure that is due (``on_failure``, ``max_consecutive_failures``).
+            ArenaExhaustedError: ``policy="error"`` and no room (on one rank; on several, the futures raise it).
+            TypeError, ValueError: the state or the arguments cannot be stored; nothing was begun.
+        """
+        begun = time.perf_counter()
+        self._check_usable()
+        self._raise_due()
+        if type(step) is not int or step < 0:
+            raise ValueError(f"step is {step!r}, expected an int >= 0")
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state is a {type(state).__qualname__}, expected a mapping such as {{'model': model}}")
+        metadata = json.loads(json.dumps(dict(metadata or {}), allow_nan=False))
+        window = {"off": 0, "sample": self.config.sample_bytes, "full": EVERYTHING}[self.config.verify_immutability]
+        captured = self._capture.take(state, self._ordinal * self.config.sample_bytes, window)
+        self._refuse_if_full(captured.structure.nbytes)
+        taken = Checkpoint(step, self._ordinal, captured, metadata)
+        self._ordinal += 1
+        with self._lock:
+            self._in_flight[taken.ordinal] = taken
+        self._uncopied.append(taken)
+        self._pipeline.put(taken)
+        with self._lock:
+            stats = self._stats
+            self._stats = replace(
+                stats,
+                num_begun=stats.num_begun + 1,
+                call_s_total=stats.call_s_total + time.perf_counter() - begun,
+            )
+        return taken
+
+    def gate(self) -> None:
+        """Wait until everything captured so far may be written to.
+
+        Call it before any mutation of checkpointed state other than ``optimizer.step()``, which passes a gate by itself.
+
+        Raises:
+            CheckpointError: a failure that is due.
+        """
+        self._pass_gate(None)
+
+    def wait(self) -> None:
+        """Wait until every checkpoint begun is durable or has failed.
+
+        Raises:
+            CheckpointError: a failure that is due.
+        """
+        with self._lock:
+            waiting = list(self._in_flight.values())
+        for checkpoint in waiting:
+            checkpoint.durable.exception()
+        self._uncopied.clear()
+        self._raise_due()
+
+    def close(self) -> None:
+        """Drain and release everything. Idempotent; :meth:`restore` and :meth:`checkpoint` refuse afterwards.
+
+        Raises:
+            CheckpointError: a failure that is due.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        unwatch_optimizers(self)
+        self._pipeline.close()
+        self._uncopied.clear()
+        self._directory.unlock()
+        self._leave_together()
+        self._raise_due()
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except CheckpointError:
+            if error is None:
+                raise
+            logger.exception("while leaving because of %r", error)
+
+    # ---- looking back ----
+
+    def restore(
+        self,
+        state: Mapping[str, Any],
+        *,
+        strict: bool = True,
+        only: str | list[str] | None = None,
+        allow_pickle: bool = False,
+    ) -> int:
+        """Bring ``state`` to the newest whole checkpoint, in place; every byte is verified. Collective.
+
+        Damage anywhere makes all ranks fall back together to the next older checkpoint, with a warning that names it.
+        Works on any number of ranks: replicated and sharded tensors are cut anew, Python values and tensors of one rank
+        alone come back to the same rank (rank modulo the number of ranks that saved).
+
+        Args:
+            state: as for :meth:`checkpoint`; tensors must have the stored shapes and dtypes. Optimizer state that the
+                first step would create is created.
+            strict: refuse if names are missing on either side; otherwise only what both have is restored.
+            only: name pattern or patterns (``"model.*"``) that limit what is restored.
+            allow_pickle: load values that were stored with ``datastates.pickled``.
+
+        Returns:
+            The next step to do: the stored step + 1, or 0 if there is no checkpoint.
+
+        Raises:
+            RestoreError: checkpoints exist and none could be restored; the live state must not be trained.
+            ValueError: the state does not fit the checkpoint (names, shapes, dtypes); nothing was changed.
+        """
+        self._check_usable(for_restore=True)
+        self.gate()
+        self.wait()
+        patterns = [only] if isinstance(only, str) else only
+        try:
+            step, damaged = restore(
+                self._directory,
+                self._vote,
+                state,
+                config=self.config,
+                strict=strict,
+                only=patterns,
+                allow_pickle=allow_pickle,
+            )
+        except RestoreError as error:
+            self._unusable = str(error)
+            raise
+        self._pipeline.damaged |= damaged
+        self._unusable = None
+        return step
+
+    def steps(self) -> list[int]:
+        """Published steps, ascending."""
+        return self._directory.steps()
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint whose manifest, file sizes and headers are intact; ``None`` if there is none."""
+        for step in reversed(self.steps()):
+            path = self._directory.of_step(step)
+            try:
+                read_manifest(path)
+            except DamagedCheckpointError as error:
+                logger.warning("passed over: %s", error)
+                continue
+            return path
+        return None
+
+    def stats(self) -> CheckpointStats:
+        """Counters since construction."""
+        with self._lock:
+            return replace(self._stats, arena_bytes=self._pipeline.arena_bytes())
+
+    # ---- the gate ----
+
+    def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._pass_gate(optimizer)
+
+    def _pass_gate(self, optimizer: torch.optim.Optimizer | None) -> None:
+        if self._uncopied:
+            begun = time.perf_counter()
+            if optimizer is None:
+                while self._uncopied:
+                    self._uncopied.popleft().wait_copied()
+            else:
+                groups = self._capture.groups_written_by(optimizer)
+                for checkpoint in list(self._uncopied):
+                    checkpoint.wait_groups_copied(groups)
+                    if checkpoint.safe_to_mutate.done():
+                        self._uncopied.remove(checkpoint)
+            with self._lock:
+                waited = self._stats.gate_wait_s_total + time.perf_counter() - begun
+                self._stats = replace(self._stats, gate_wait_s_total=waited)
+        self._raise_due()
+
+    # ---- accounting ----
+
+    def _refuse_if_full(self, size_bytes: int) -> None:
+        if self.config.policy != "error" or self._channel.num_ranks > 1 or self._pipeline.has_room_for(size_bytes):
+            return
+        raise ArenaExhaustedError(
+            f"the arena has no room for {size_bytes / MB:.0f} MB yet: storage is slower than training; checkpoint less "
+            "often, enlarge arena_mb, or use policy='wait'"
+        )
+
+    def _finished(self, checkpoint: Checkpoint, error: CheckpointError | None, size_bytes: int) -> None:
+        """On the commit lane (or the plan lane, if it never got further)."""
+        elapsed_s = time.monotonic() - checkpoint.begun_s
+        with self._lock:
+            self._in_flight.pop(checkpoint.ordinal, None)
+            stats = self._stats
+            if error is None:
+                self._consecutive_failures = 0
+                self._stats = replace(
+                    stats,
+                    num_durable=stats.num_durable + 1,
+                    last_durable_step=checkpoint.step,
+                    last_durable_mb_s=size_bytes / MB / elapsed_s,
+                    bytes_published_total=stats.bytes_published_total + size_bytes,
+                )
+            elif isinstance(error, CheckpointSkipped):
+                self._stats = replace(stats, num_skipped=stats.num_skipped + 1)
+            else:
+                self._consecutive_failures += 1
+                self._failures.append(error)
+                self._stats = replace(stats, num_failed=stats.num_failed + 1)
+        if error is not None and not isinstance(error, CheckpointSkipped):
+            logger.warning("%s (%s)", error, type(error).__name__)
+
+    def _raise_due(self) -> None:
+        """Raise what ``on_failure`` and ``max_consecutive_failures`` say must be raised now."""
+        with self._lock:
+            if not self._failures:
+                return
+            always = self._consecutive_failures >= self.config.max_consecutive_failures
+            last = self._failures[-1]
+            if not always:
+                self._failures.clear()
+        if always:
+            raise CheckpointError(
+                f"{self._consecutive_failures} checkpoints failed in a row; the last one: {last}"
+            ) from last
+        if self.config.on_failure == "raise":
+            raise last
+
+    def _check_usable(self, for_restore: bool = False) -> None:
+        if self._closed:
+            raise CheckpointError("this checkpointer is closed; make a new one")
+        if self._unusable and not for_restore:
+            raise RestoreError(f"the live state is unusable since a failed restore: {self._unusable}")
+
+    def _leave_together(self) -> None:
+        """Rank 0 hosts the store: it stays until the others have had their last answer."""
+        try:
+            self._channel.gather("closed", b"", min(30.0, self.config.commit_timeout_s))
+        except CheckpointError as error:
+            logger.warning("closing: %s", error)
+        self._coordinator.close()

@@ -1,0 +1,132 @@
+"""Configuration of a checkpointer: one frozen dataclass, from keywords, YAML or the environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+import torch
+
+import _elastates
+
+Policy = Literal["wait", "skip", "error"]
+OnFailure = Literal["warn", "raise"]
+Verify = Literal["off", "sample", "full"]
+Backend = Literal["auto", "threads", "io_uring"]
+MB = 10**6
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointerConfig:
+    """How checkpoints are taken and kept."""
+
+    arena_mb: int | None = None
+    """Host memory for bytes on their way to storage, MB; ``None``: as much as one checkpoint of this rank takes, at most
+    an eighth of the machine's memory."""
+    policy: Policy = "wait"
+    """When storage is slower than training and the arena is full: ``wait`` at the gate, ``skip`` the checkpoint on all
+    ranks and count it, or ``error``."""
+    on_failure: OnFailure = "warn"
+    """A failed checkpoint is logged, counted and raised by its futures; ``raise``: by the next gate or call, too."""
+    max_consecutive_failures: int = 3
+    """After so many in a row every gate and call raises, whatever ``on_failure`` says."""
+    keep_last: int | None = 3
+    """How many of the newest checkpoints stay; ``None``: all."""
+    keep_every: int | None = None
+    """Checkpoints of steps that this divides stay forever."""
+    verify_immutability: Verify = "sample"
+    """Which lazily copied bytes are checksummed at the call and again when copied: a rotating window of
+    :attr:`sample_bytes`, all of them (the only mode that promises to see every write past the counters), or none."""
+    sample_bytes: int = 4 << 20
+    """Size of the rotating window, bytes."""
+    lazy: tuple[str, ...] = ()
+    """Name patterns (``model.frozen.*``) of tensors that no optimizer writes and nobody else before the next gate."""
+    commit_timeout_s: float = 120.0
+    """Longest wait for the other ranks, seconds, in each exchange."""
+    copy_threads: int = 2
+    """Threads that copy host memory."""
+    copy_nice: int = 0
+    """Their nice value while nobody waits for them."""
+    read_threads: int = 4
+    """Reads in flight while restoring."""
+    write_backend: Backend = "auto"
+    """``auto``: io_uring where it was found at build time and the kernel allows it, else writer threads."""
+    write_depth: int = 4
+    """Blocks being written at once."""
+    chunk_bytes: int = 8 << 20
+    """Size of an arena block and of one write, bytes."""
+    direct_io: bool = True
+    """Bypass the page cache where the file system allows it."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (
+            ("policy", Policy),
+            ("on_failure", OnFailure),
+            ("verify_immutability", Verify),
+            ("write_backend", Backend),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(get_args(kind))}")
+        for name in ("arena_mb", "keep_last", "keep_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1, or None")
+        for name in ("max_consecutive_failures", "sample_bytes", "copy_threads", "read_threads", "write_depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.commit_timeout_s <= 0:
+            raise ValueError(f"commit_timeout_s is {self.commit_timeout_s}, expected more than 0")
+        if self.chunk_bytes < 4096 or self.chunk_bytes % 4096:
+            raise ValueError(f"chunk_bytes is {self.chunk_bytes}, expected a multiple of 4096")
+        object.__setattr__(self, "lazy", tuple(self.lazy))
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> CheckpointerConfig:
+        """From keywords; an unknown one is named together with those that exist."""
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise TypeError(f"unknown option {', '.join(unknown)}; known are {', '.join(known)}")
+        return cls(**options)
+
+    def arena_bytes(self, file_bytes: int) -> int:
+        """Size of the arena for data files of ``file_bytes``."""
+        if self.arena_mb is not None:
+            return self.arena_mb * MB
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return max(2 * self.chunk_bytes, min(file_bytes, memory // 8 // local_ranks))
+
+    def make_engine(self, file_bytes: int) -> Any:
+        """The native engine."""
+        return _elastates.Engine(
+            arena_bytes=self.arena_bytes(file_bytes),
+            block_bytes=self.chunk_bytes,
+            copy_threads=self.copy_threads,
+            copy_nice=self.copy_nice,
+            write_backend=self.write_backend,
+            write_depth=self.write_depth,
+            pinned=_elastates.build_info()["has_cuda"] and torch.cuda.is_available(),
+            allow_direct=self.direct_io,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointStats:
+    """What a checkpointer has done so far."""
+
+    num_begun: int = 0
+    num_durable: int = 0
+    num_failed: int = 0
+    num_skipped: int = 0
+    """By ``policy="skip"``."""
+    call_s_total: float = 0.0
+    """Time spent inside ``checkpoint()``, seconds."""
+    gate_wait_s_total: float = 0.0
+    """Time the training thread waited at gates, seconds."""
+    last_durable_step: int | None = None
+    last_durable_mb_s: float = 0.0
+    """Size of the last published checkpoint, all ranks, over the time from the call to durable; MB/s."""
+    bytes_published_total: int = 0
+    """Data files of all ranks, bytes."""
+    arena_bytes: int = field(default=0)

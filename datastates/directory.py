@@ -1,0 +1,191 @@
+"""The checkpoint directory: names, the publish sequence, what is there, and what may go.
+
+    step-00000012/            published: whole, never changed afterwards
+    .tmp-step-00000013-<id>/  an attempt in flight, or what a dead job left
+    .old-step-00000002-<id>/  on its way out
+    damaged-step-00000007-<id>/  found damaged and moved aside when its step was taken again
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import _elastates
+from datastates import manifest
+from datastates.errors import DamagedCheckpointError, DirectoryBusyError
+
+_STEP = re.compile(r"step-(\d{8,})")
+_LEFTOVER = re.compile(r"\.(tmp|old)-step-\d{8,}-[0-9a-f]{8}|\.nonce-[0-9a-f]{32}")
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def data_file_name(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
+
+
+def objects_file_name(rank: int) -> str:
+    return f"rank-{rank:05d}.objects.json"
+
+
+class CheckpointDirectory:
+    """One directory of checkpoints. Reading needs nothing; writing takes its lock first, on rank 0."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._lock_fd: int | None = None
+
+    def steps(self) -> list[int]:
+        """Published steps, ascending. Says nothing about damage."""
+        if not self.path.is_dir():
+            return []
+        found = (_STEP.fullmatch(entry.name) for entry in self.path.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def of_step(self, step: int) -> Path:
+        return self.path / step_name(step)
+
+    # ---- writing: rank 0 ----
+
+    def lock(self) -> None:
+        """Become the only writer, until :meth:`unlock` or the end of the process; clear what dead writers left.
+
+        Raises:
+            DirectoryBusyError: another process writes here; names its host and pid.
+        """
+        if self._lock_fd is not None:
+            return
+        fd = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(fd, 256).decode(errors="replace").strip() or "an unknown process"
+            os.close(fd)
+            raise DirectoryBusyError(
+                f"{self.path} is being written by {holder}; end that job, or give this one another directory"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{socket.gethostname()} pid {os.getpid()}\n".encode(), 0)
+        self._lock_fd = fd
+        for entry in self.path.iterdir():
+            if _LEFTOVER.fullmatch(entry.name):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def unlock(self) -> None:
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def begin(self, step: int) -> Path:
+        """A new, empty attempt directory for ``step``."""
+        attempt = self.path / f".tmp-{step_name(step)}-{secrets.token_hex(4)}"
+        attempt.mkdir()
+        return attempt
+
+    def publish(self, attempt: Path, step: int, damaged: Collection[int] = ()) -> Path:
+        """Make a complete, synced attempt visible; returns its final path.
+
+        Args:
+            attempt: holds every file, the manifest included, each synced.
+            step: what it becomes.
+            damaged: steps known to be damaged; such a directory makes way and is kept under another name.
+
+        Raises:
+            FileExistsError: the step is published already; nothing is ever overwritten.
+        """
+        final = self.of_step(step)
+        _elastates.sync_directory(str(attempt))
+        if final.exists() and step in damaged:
+            final.rename(self.path / f"damaged-{final.name}-{secrets.token_hex(4)}")
+        try:
+            _elastates.rename_no_replace(str(attempt), str(final))
+        except _elastates.StatusError as error:
+            if not final.exists():
+                raise
+            raise FileExistsError(
+                f"{final} is published already and nothing is ever overwritten; remove it, or use another directory"
+            ) from error
+        _elastates.sync_directory(str(self.path))
+        return final
+
+    def remove(self, steps: Sequence[int]) -> None:
+        """Remove published steps; a reader sees each of them whole or not at all."""
+        leaving = []
+        for step in steps:
+            old = self.path / f".old-{step_name(step)}-{secrets.token_hex(4)}"
+            self.of_step(step).rename(old)
+            leaving.append(old)
+        for old in leaving:
+            shutil.rmtree(old)
+
+
+def expired(steps: Sequence[int], keep_last: int | None, keep_every: int | None) -> list[int]:
+    """Which published steps retention lets go: neither among the last ``keep_last`` nor a multiple of ``keep_every``."""
+    if keep_last is None:
+        return []
+    return [step for step in sorted(steps)[:-keep_last] if not (keep_every and step % keep_every == 0)]
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """A new file with ``content``, durable once this returns; its name, once the directory is synced."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_manifest(checkpoint: Path) -> manifest.Manifest:
+    """The manifest of a published checkpoint, after checking all that can be checked without reading the data.
+
+    Raises:
+        DamagedCheckpointError: the manifest, a file's size or a header is not what was written.
+    """
+    path = checkpoint / manifest.FILE_NAME
+    try:
+        found = manifest.load(path.read_bytes(), str(path))
+        for file in found.files:
+            _check_size(checkpoint / file.name, file.size_bytes)
+            with open(checkpoint / file.name, "rb") as stream:
+                header = stream.read(file.header_bytes)
+            if len(header) != file.header_bytes or _elastates.crc32c(header) != file.header_crc32c:
+                raise DamagedCheckpointError(f"{checkpoint / file.name}: the header's checksum does not match")
+        for objects in found.objects:
+            _check_size(checkpoint / objects.name, objects.size_bytes)
+    except OSError as error:
+        raise DamagedCheckpointError(f"{checkpoint}: {error.strerror}: {error.filename}") from error
+    return found
+
+
+def read_objects(checkpoint: Path, objects: manifest.ObjectsFile) -> bytes:
+    """Content of a rank's Python state, verified.
+
+    Raises:
+        DamagedCheckpointError: its checksum does not match.
+    """
+    path = checkpoint / objects.name
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DamagedCheckpointError(f"{path}: {error.strerror}") from error
+    if len(content) != objects.size_bytes or _elastates.crc32c(content) != objects.crc32c:
+        raise DamagedCheckpointError(f"{path}: the checksum does not match")
+    return content
+
+
+def _check_size(path: Path, size_bytes: int) -> None:
+    actual = path.stat().st_size
+    if actual != size_bytes:
+        raise DamagedCheckpointError(f"{path}: {actual} bytes, expected {size_bytes}: truncated or altered")

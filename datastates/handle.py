@@ -1,0 +1,68 @@
+"""Checkpoint: what ``checkpoint()`` returns, the handle of one checkpoint on its way to storage."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import _elastates
+from datastates.capture import Captured
+from datastates.errors import CheckpointError
+from datastates.futures import CheckpointFuture
+
+
+class Checkpoint:
+    """One checkpoint in flight.
+
+    Attributes:
+        step: the step it was taken after.
+        safe_to_mutate: every byte this rank stores has been copied; the state may be written to.
+        written: this rank's files are complete and fsynced.
+        durable: the checkpoint is published, on every rank; the result is its path.
+    """
+
+    def __init__(self, step: int, ordinal: int, captured: Captured, metadata: dict[str, Any]) -> None:
+        self.step = step
+        self.safe_to_mutate: CheckpointFuture[None] = CheckpointFuture()
+        self.written: CheckpointFuture[None] = CheckpointFuture()
+        self.durable: CheckpointFuture[Path] = CheckpointFuture()
+        self.ordinal = ordinal
+        self.metadata = metadata
+        self.begun_s = time.monotonic()
+        self.captured: Captured | None = captured
+        self.snapshot: Any = None  # _elastates.Snapshot, once submitted
+        self._submitted = threading.Event()
+
+    def submitted(self, snapshot: Any) -> None:
+        """The engine has it."""
+        self.snapshot = snapshot
+        self._submitted.set()
+
+    def fail(self, error: CheckpointError) -> None:
+        """It will not be published. The futures not yet reached raise ``error``."""
+        self._submitted.set()
+        for future in (self.safe_to_mutate, self.written, self.durable):
+            future._fail(error)
+
+    def wait_groups_copied(self, groups: Iterable[int]) -> None:
+        """Wait until the state that belongs to ``groups`` may be written to, because it was copied or never will be."""
+        self._submitted.wait()
+        if self.snapshot is None:
+            return
+        for group in groups:
+            try:
+                self.snapshot.wait_group_copied(group)
+            except _elastates.StatusError:
+                # The checkpoint failed, so its sources are free. Its own lane reports the failure: wait for that, so
+                # that whoever waits here sees it.
+                self.safe_to_mutate.exception()
+                return
+
+    def wait_copied(self) -> None:
+        """Like :meth:`wait_groups_copied` for everything."""
+        self._submitted.wait()
+        if self.snapshot is not None:
+            self.safe_to_mutate.exception()

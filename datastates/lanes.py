@@ -1,0 +1,39 @@
+"""Lane: a named thread that does one kind of work, one item after the other, in the order given."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Lane(Generic[T]):
+    """Owns its thread from the first item to :meth:`close`. ``work`` must not raise: it accounts for its failures."""
+
+    def __init__(self, name: str, work: Callable[[T], None]) -> None:
+        self._name = name
+        self._work = work
+        self._items: queue.SimpleQueue[T | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def put(self, item: T) -> None:
+        if self._thread is None:
+            # A daemon: an interpreter that exits without close() must not hang on a dead peer.
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+        self._items.put(item)
+
+    def close(self) -> None:
+        """Finish what was put and end the thread. Idempotent."""
+        if self._thread is not None:
+            self._items.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        while (item := self._items.get()) is not None:
+            self._work(item)
+            del item  # or the last checkpoint would be kept alive by this frame until the next one
