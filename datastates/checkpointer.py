@@ -326,7 +326,7 @@ class Checkpointer:
     def _leave_together(self) -> None:
         """Rank 0 hosts the store: it stays until the others have had their last answer."""
         try:
-            self._channel.gather("closed", b"", min(30.0, self.config.commit_timeout_s))
+            self._channel.leave(min(30.0, self.config.commit_timeout_s))
         except CheckpointError as error:
             logger.warning("closing: %s", error)
         self._coordinator.close()

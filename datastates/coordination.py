@@ -70,6 +70,17 @@ class Channel:
         if self._store is not None and self.rank == 0:
             self._store.delete_key(key)
 
+    def leave(self, timeout_s: float) -> None:
+        """Say that this rank asks nothing any more; rank 0, whose store this is, waits until all have.
+
+        Raises:
+            CoordinationError: on rank 0, some ranks have not left within ``timeout_s`` seconds.
+        """
+        if self._store is not None:
+            self._set(f"left/{self.rank}", b"")
+            if self.rank == 0:
+                self._wait([f"left/{rank}" for rank in range(self.num_ranks)], timeout_s, "left")
+
     def _set(self, key: str, payload: bytes) -> None:
         assert self._store is not None
         try:

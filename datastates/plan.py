@@ -141,6 +141,8 @@ def _spread(
             begin = end
             if begin == rows:
                 break
+            turn += 1  # after a cut the rest is another rank's, however the rounding fell
+            room += shares[turn]
 
 
 def _cut(tensor: Held, rows: int, begin: int, room: int) -> int:

@@ -239,15 +239,8 @@ def _check_names(
     only: Sequence[str] | None,
 ) -> None:
     """Raise if either side has names that the other lacks."""
-    others = {
-        per_rank_name(rank, name)
-        for name in used
-        for rank in range(saved.manifest.num_ranks)
-        for name in (name, name.removeprefix(f"per_rank.{saved.saved_rank}."))
-    }
-    unused = [
-        name for name in saved.manifest.tensors if name not in used and name not in others and _selected(_plain(name), only)
-    ]
+    known = {_plain(name) for name in used}
+    unused = [name for name in saved.manifest.tensors if _plain(name) not in known and _selected(_plain(name), only)]
     sections = {name for name, _, _, _ in leaves(state)}
     unused += [name for name in saved._python if name not in sections and _selected_section(name, only)]
     problems = []
