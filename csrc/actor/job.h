@@ -8,8 +8,10 @@
 #define ELASTATES_ACTOR_JOB_H_
 
 #include <atomic>
+#include <functional>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include "base/status.h"
 
@@ -17,14 +19,20 @@ namespace elastates {
 
 class Job {
  public:
+  // on_failed runs once, on the thread of the first failure, after failed() has become true.
+  explicit Job(std::function<void()> on_failed = nullptr) : on_failed_(std::move(on_failed)) {}
+
   bool failed() const { return failed_.load(std::memory_order_acquire); }
 
   // Keeps the first failure, with the name of the actor it happened in. Returns whether this was the first.
   bool Fail(const std::string& actor, const Status& status) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (!status_.ok()) return false;
-    status_ = status.WithContext(actor);
-    failed_.store(true, std::memory_order_release);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (!status_.ok()) return false;
+      status_ = status.WithContext(actor);
+      failed_.store(true, std::memory_order_release);
+    }
+    if (on_failed_) on_failed_();
     return true;
   }
 
@@ -34,6 +42,7 @@ class Job {
   }
 
  private:
+  const std::function<void()> on_failed_;
   std::atomic<bool> failed_{false};
   mutable std::mutex mutex_;
   Status status_;  // guarded by mutex_

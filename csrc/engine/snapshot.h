@@ -40,7 +40,8 @@ class Snapshot {
   Status WaitGroupCopied(uint32_t group, double timeout_s);
   Status WaitCopied(double timeout_s);
   // When Ok: the file has its exact length, is fsynced and closed.
-  // On a failure: the file is closed and every arena block returned; the caller unlinks it.
+  // On a failure: the file, if there was one, is closed, and the last arena blocks are on their way back; the
+  // caller unlinks it.
   Status WaitWritten(double timeout_s);
 
   // One CRC32C per extent of the plan. REQUIRES: WaitWritten() returned Ok.
@@ -52,29 +53,31 @@ class Snapshot {
 
   // The plan's owner once sources_released(), null before that and when taken already. Whoever takes it
   // destroys it: its destructor may need a lock (Python's) that engine threads must not wait for.
+  // check_unchanged, which is likely to hold the owner too, is destroyed here and now.
   std::shared_ptr<void> TakeOwner();
 
-  // ---- for the engine's actors ----
+  // ---- for the engine ----
   const SnapshotPlan& plan() const { return plan_; }
   Job& job() { return job_; }
   // False if the snapshot failed: the sources must not be read. True obliges to call EndCopy().
   bool BeginCopy();
   void EndCopy();
   // `size_bytes` more of the group lie in the arena; runs check_unchanged when they are its last.
+  // REQUIRES: between BeginCopy() and EndCopy().
   Status GroupBytesCopied(uint32_t group, uint64_t size_bytes);
   void SetCrc(size_t extent, uint32_t crc) { crcs_[extent] = crc; }  // each extent has one writer
-  void MarkFinished();                                               // Ok or failed, according to status()
+  void MarkFinished();                                               // written or failed: status() says which
 
  private:
   struct Group {
     uint64_t bytes_left = 0;
     bool copied = false;
   };
-  using Condition = std::function<bool()>;
-  Status WaitUntil(double timeout_s, const Condition& reached);
-  Status WaitForCopy(double timeout_s, const Condition& reached);
-  bool SourcesReleasedLocked() const;
-  void MarkGroupCopied(uint32_t group);
+  Status WaitForCopy(double timeout_s, const std::function<bool()>& reached);
+  Status WaitUntil(double timeout_s, const std::function<bool()>& reached);
+  void CountGroups();
+  bool SourcesReleasedLocked() const { return groups_left_ == 0 || (job_.failed() && active_copies_ == 0); }
+  void MarkGroupCopiedLocked(Group* group);
 
   SnapshotPlan plan_;
   const WaiterListener on_waiter_;
@@ -83,11 +86,11 @@ class Snapshot {
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  std::vector<Group> groups_;   // guarded by mutex_
-  uint32_t groups_left_ = 0;    // guarded by mutex_
-  uint32_t active_copies_ = 0;  // guarded by mutex_
-  bool finished_ = false;       // guarded by mutex_
-  SnapshotTimes times_;         // guarded by mutex_
+  std::vector<Group> groups_;  // guarded by mutex_
+  size_t groups_left_ = 0;     // guarded by mutex_
+  size_t active_copies_ = 0;   // guarded by mutex_
+  bool finished_ = false;      // guarded by mutex_
+  SnapshotTimes times_;        // guarded by mutex_
 };
 
 }  // namespace elastates

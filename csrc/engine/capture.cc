@@ -1,0 +1,54 @@
+#include "engine/capture.h"
+
+namespace elastates {
+
+Capture::Capture(Arena* arena, size_t num_registers)
+    : Actor("capture"),
+      out(this, "chunks", num_registers, Fanout::kLeastLoaded),
+      block_bytes_(arena->block_bytes()) {
+  out.SetBacking([arena](Chunk* chunk) {
+    chunk->block = arena->TryAcquire();
+    return static_cast<bool>(chunk->block);
+  });
+}
+
+void Capture::Submit(TaskPtr task) {
+  uncut_bytes_.fetch_add(task->plan().file_size, std::memory_order_relaxed);
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    pending_.push_back(std::move(task));
+  }
+  Wake();
+}
+
+Supply Capture::Poll() {
+  if (current_ != nullptr) return Supply::kReady;
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (pending_.empty()) return Supply::kIdle;
+  current_ = std::move(pending_.front());
+  pending_.pop_front();
+  cursor_.emplace(current_->plan(), block_bytes_);
+  num_cut_ = 0;
+  return Supply::kReady;
+}
+
+Status Capture::Act() {
+  TaskPtr task = current_;
+  Snapshot& snapshot = *task->snapshot;
+  BeginJob(&snapshot.job());
+  Chunk& chunk = out.Emit();
+  chunk.task = task;
+  chunk.range = cursor_->Next();
+  ++num_cut_;
+  Status status = snapshot.status();
+  uint64_t bytes_cut = chunk.range.size_bytes();
+  if (!status.ok()) {
+    task->num_chunks.store(num_cut_, std::memory_order_release);
+    bytes_cut = task->plan().file_size - chunk.range.begin;
+  }
+  uncut_bytes_.fetch_sub(bytes_cut, std::memory_order_relaxed);
+  if (cursor_->AtEnd() || !status.ok()) current_ = nullptr;
+  return status;
+}
+
+}  // namespace elastates

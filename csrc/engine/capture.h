@@ -1,0 +1,46 @@
+// Capture: the source of the chain. Cuts submitted snapshots into chunks, in order, one per act, each with a
+// leased block.
+//
+// Nothing is cut ahead of its credit: an arena full of unwritten blocks makes Capture wait, and with it
+// whoever waits for copies. Submit() may be called from any thread and never waits for the lane.
+#ifndef ELASTATES_ENGINE_CAPTURE_H_
+#define ELASTATES_ENGINE_CAPTURE_H_
+
+#include <atomic>
+#include <deque>
+#include <mutex>
+#include <optional>
+
+#include "actor/actor.h"
+#include "engine/chain.h"
+
+namespace elastates {
+
+class Capture : public Actor {
+ public:
+  Capture(Arena* arena, size_t num_registers);
+
+  void Submit(TaskPtr task);
+  // Bytes submitted that have no block yet. Any thread.
+  uint64_t uncut_bytes() const { return uncut_bytes_.load(std::memory_order_relaxed); }
+
+  Out<Chunk> out;
+
+ private:
+  Supply Poll() override;
+  Status Act() override;
+  void Drain() override {}  // what the act emitted goes on as an error: Seal counts it
+
+  const uint64_t block_bytes_;
+  TaskPtr current_;
+  std::optional<ChunkCursor> cursor_;  // into current_'s plan
+  uint64_t num_cut_ = 0;               // chunks of current_
+  std::atomic<uint64_t> uncut_bytes_{0};
+
+  std::mutex mutex_;
+  std::deque<TaskPtr> pending_;  // guarded by mutex_
+};
+
+}  // namespace elastates
+
+#endif  // ELASTATES_ENGINE_CAPTURE_H_
