@@ -17,6 +17,7 @@ struct Fault {
   int error = 0;   // errno to fail with; 0: none
   size_t short_by =
       0;  // without an error: a read or write is asked for this much less, but for 1 byte at least
+  bool end_of_file = false;  // a read finds nothing more
   bool direct_only = false;  // counts only the calls on descriptors that have O_DIRECT
 };
 

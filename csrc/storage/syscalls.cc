@@ -32,6 +32,7 @@ std::optional<ssize_t> Intercept(const char* op, int fd, size_t* length) {
   const std::optional<Fault> fault = TakeFault(op, fd);
   if (!fault) return std::nullopt;
   if (fault->error != 0) return -fault->error;
+  if (fault->end_of_file) return 0;
   if (*length > 1) *length = *length > fault->short_by ? *length - fault->short_by : 1;
   return std::nullopt;
 }

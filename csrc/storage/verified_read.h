@@ -32,7 +32,7 @@ struct Scatter {
 
 struct ReadOptions {
   int num_threads = 2;             // reads in flight: each thread owns one staging buffer
-  size_t request_bytes = 8 << 20;  // one read; rounded up to 4096
+  size_t request_bytes = 8 << 20;  // one read; rounded up to 4096, at most 1 GiB
   bool allow_direct = true;
   bool verify = true;  // false: reads only the pages that hold scattered bytes, and trusts them
 };
@@ -44,8 +44,8 @@ struct ReadReport {
 
 // `extents` and `scatters` are sorted and do not overlap among themselves; every scatter lies within the
 // extents, one or several that touch. Lists that break this, or leave the file, are refused before anything
-// is read. Extents that no scatter touches are not read, and not verified. A file that is not `file_size`
-// bytes long is kDataLoss.
+// is read. Extents that no scatter touches are not verified, nor read unless they fill a gap of 64 KiB or
+// less. A file that is not `file_size` bytes long is kDataLoss.
 Result<ReadReport> ReadVerified(const std::string& path, uint64_t file_size,
                                 const std::vector<ReadExtent>& extents, const std::vector<Scatter>& scatters,
                                 const ReadOptions& options = {});
