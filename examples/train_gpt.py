@@ -123,13 +123,18 @@ class Config:
 
 def read_config(arguments: list[str] | None = None) -> Config:
     """Read the file named by --config, then the flags; the help text comes from the docstrings above."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    usage = "%(prog)s [--config FILE] [--SETTING VALUE]..."
+    parser = argparse.ArgumentParser(
+        usage=usage, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below")
-    body = ast.parse(inspect.getsource(Config)).body[0].body  # type: ignore[attr-defined]
-    docs = {a.target.id: b.value.value for a, b in itertools.pairwise(body) if isinstance(a, ast.AnnAssign)}  # type: ignore[union-attr]
+    source = ast.parse(inspect.getsource(Config)).body[0]
+    assert isinstance(source, ast.ClassDef)
+    pairs = [(a, ast.unparse(b)) for a, b in itertools.pairwise(source.body) if isinstance(a, ast.AnnAssign)]
+    docs = {ast.unparse(field.target): ast.literal_eval(doc) for field, doc in pairs}
     for field in dataclasses.fields(Config):
         flag, text = f"--{field.name.replace('_', '-')}", f"{docs[field.name]} (default: {field.default!r})"
-        parser.add_argument(flag, type=field.type, default=field.default, help=text)  # type: ignore[arg-type]
+        parser.add_argument(flag, type=field.type, default=field.default, metavar="VALUE", help=text)
     try:
         path = parser.parse_known_args(arguments)[0].config
         settings = yaml.safe_load(Path(path).read_text()) or {} if path else {}
@@ -151,12 +156,14 @@ def text_files(data: str) -> list[Path]:
     root = Path(data or sysconfig.get_paths()["stdlib"])
     if root.is_file():
         return [root]
-    files = sorted(path for path in root.rglob("*" if data else "*.py") if path.is_file())
-    if not data:
-        files = [path for path in files if not {"site-packages", "dist-packages"} & set(path.parts)]
+    files: list[Path] = []
+    for directory, children, names in os.walk(root):
+        if not data:  # what pip installed is not the standard library
+            children[:] = [name for name in children if name not in ("site-packages", "dist-packages")]
+        files += [Path(directory, name) for name in names if data or name.endswith(".py")]
     if not files:
         raise FileNotFoundError(f"no text to train on: {root} is neither a file nor a directory with files in it")
-    return files
+    return sorted(files)
 
 
 def token_cache(config: Config) -> Path:
@@ -317,13 +324,13 @@ def join_job() -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.cuda.set_device(local_rank())
-    alone = dist.HashStore() if num_ranks == 1 else None  # type: ignore[attr-defined]
+    alone = dist.HashStore() if num_ranks == 1 else None
     backend = "nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=alone, rank=rank, world_size=num_ranks, timeout=COLLECTIVE_TIMEOUT)
     return torch.device("cuda", local_rank()) if cuda else torch.device("cpu")
 
 
-def mean_in_rank_order(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+def mean_in_rank_order(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """Average a bucket of gradients over the ranks, every element as ((g0 + g1) + g2) + ..., wherever it lies.
 
     exact: an all-reduce adds in an order that depends on an element's place in its bucket, and DDP lays out its buckets
