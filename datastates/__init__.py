@@ -1,11 +1,11 @@
 """Lazy asynchronous checkpoints of PyTorch training state.
 
-    checkpoints = datastates.Checkpointer("runs/gpt")
-    state = {"model": model, "optimizer": optimizer, "rng": datastates.rng_state()}
-    start = checkpoints.restore(state)
-    for step in range(start, 1000):
-        loss_of(batch).backward(); optimizer.step()
-        checkpoints.checkpoint(step, state)
+checkpoints = datastates.Checkpointer("runs/gpt")
+state = {"model": model, "optimizer": optimizer, "rng": datastates.rng_state()}
+start = checkpoints.restore(state)
+for step in range(start, 1000):
+    loss_of(batch).backward(); optimizer.step()
+    checkpoints.checkpoint(step, state)
 """
 
 from datastates.checkpointer import Checkpointer

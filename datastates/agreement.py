@@ -133,7 +133,9 @@ def check_answers(answers: Sequence[Begin], policy: str) -> None:
     steps = {answer.step for answer in answers}
     if len(steps) > 1:
         taken = ", ".join(f"rank {rank}: {answer.step}" for rank, answer in enumerate(answers))
-        raise CoordinationError(f"ranks took checkpoints of different steps ({taken}); call checkpoint() on all ranks alike")
+        raise CoordinationError(
+            f"ranks took checkpoints of different steps ({taken}); call checkpoint() on all ranks alike"
+        )
     full = [str(rank) for rank, answer in enumerate(answers) if not answer.ready]
     if full and policy == "skip":
         raise CheckpointSkipped(f"skipped: no arena room on rank {', '.join(full)}, storage is slower than training")
@@ -157,9 +159,7 @@ def check_replicas(held: Sequence[Sequence[Held]], samples: Sequence[Sequence[Se
                 )
 
 
-def diverging(
-    held: Sequence[Sequence[Held]], copied_crc32c: Sequence[Sequence[int]]
-) -> tuple[frozenset[int], ...]:
+def diverging(held: Sequence[Sequence[Held]], copied_crc32c: Sequence[Sequence[int]]) -> tuple[frozenset[int], ...]:
     """For every rank, which copied tensors differ from those of the lowest rank that holds the same box.
 
     Batch-norm statistics and the like: each rank's own values are kept, so that it resumes exactly where it was.

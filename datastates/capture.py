@@ -204,7 +204,9 @@ class StateCapture:
         names = [h.name for h in held]
         if len(set(names)) != len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
-            raise ValueError(f"two tensors of the state have one name: {', '.join(twice[:5])}; rename a key of the state")
+            raise ValueError(
+                f"two tensors of the state have one name: {', '.join(twice[:5])}; rename a key of the state"
+            )
         aliases = {alias: aliases.get(name, name) for alias, name in aliases.items()}
         self._tensors = tensors
         if list(self._structure.held) != held or self._structure.aliases != aliases:

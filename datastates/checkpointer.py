@@ -20,7 +20,13 @@ from datastates.capture import EVERYTHING, StateCapture
 from datastates.config import MB, CheckpointerConfig, CheckpointStats
 from datastates.coordination import Coordinator, prove_one_directory
 from datastates.directory import CheckpointDirectory, read_manifest
-from datastates.errors import ArenaExhaustedError, CheckpointError, CheckpointSkipped, DamagedCheckpointError, RestoreError
+from datastates.errors import (
+    ArenaExhaustedError,
+    CheckpointError,
+    CheckpointSkipped,
+    DamagedCheckpointError,
+    RestoreError,
+)
 from datastates.gate import unwatch_optimizers, watch_optimizers
 from datastates.handle import Checkpoint
 from datastates.restore import Vote, restore
@@ -76,7 +82,9 @@ class Checkpointer:
 
     # ---- taking checkpoints ----
 
-    def checkpoint(self, step: int, state: Mapping[str, Any], *, metadata: Mapping[str, Any] | None = None) -> Checkpoint:
+    def checkpoint(
+        self, step: int, state: Mapping[str, Any], *, metadata: Mapping[str, Any] | None = None
+    ) -> Checkpoint:
         """Take a checkpoint of ``state`` as it is now, and return at once.
 
         What an optimizer in ``state`` writes is copied behind the next forward and backward; every other tensor and all

@@ -86,7 +86,9 @@ class Channel:
         try:
             self._store.set(key, payload)
         except RuntimeError as error:
-            raise CoordinationError(f"rank {self.rank} lost the checkpoint store, which rank 0 hosts: {error}") from error
+            raise CoordinationError(
+                f"rank {self.rank} lost the checkpoint store, which rank 0 hosts: {error}"
+            ) from error
 
     def _wait(self, keys: list[str], timeout_s: float, what: str) -> list[bytes]:
         assert self._store is not None
@@ -101,7 +103,9 @@ class Channel:
         try:
             missing = [key for key in keys if not self._store.check([key])]
         except RuntimeError:
-            return f"{what}: rank {self.rank} lost the checkpoint store, which rank 0 hosts; rank 0 is dead or unreachable"
+            return (
+                f"{what}: rank {self.rank} lost the checkpoint store, which rank 0 hosts; rank 0 is dead or unreachable"
+            )
         if not missing:
             return f"{what}: {error}"
         ranks = "0" if missing == [what] else ", ".join(key.rsplit("/", 1)[1] for key in missing)

@@ -112,9 +112,7 @@ def _header(held: Sequence[Held], pieces: Sequence[Piece], begins: list[int], en
     return struct.pack("<Q", len(text)) + text
 
 
-def _extent_ends(
-    begins: np.ndarray, ends: np.ndarray, payload: int, size_bytes: int, chunk_bytes: int
-) -> np.ndarray:
+def _extent_ends(begins: np.ndarray, ends: np.ndarray, payload: int, size_bytes: int, chunk_bytes: int) -> np.ndarray:
     """Cut at chunk borders and around every large piece."""
     large = (ends - begins) >= np.uint64(LARGE_BYTES)
     borders = np.arange((payload // chunk_bytes + 1) * chunk_bytes, size_bytes, chunk_bytes, dtype=np.uint64)

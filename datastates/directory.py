@@ -1,9 +1,9 @@
 """The checkpoint directory: names, the publish sequence, what is there, and what may go.
 
-    step-00000012/            published: whole, never changed afterwards
-    .tmp-step-00000013-<id>/  an attempt in flight, or what a dead job left
-    .old-step-00000002-<id>/  on its way out
-    damaged-step-00000007-<id>/  found damaged and moved aside when its step was taken again
+step-00000012/            published: whole, never changed afterwards
+.tmp-step-00000013-<id>/  an attempt in flight, or what a dead job left
+.old-step-00000002-<id>/  on its way out
+damaged-step-00000007-<id>/  found damaged and moved aside when its step was taken again
 """
 
 from __future__ import annotations

@@ -117,9 +117,7 @@ def load(checkpoint: Path, manifest: Manifest, plan: LoadPlan, *, threads: int, 
     return total
 
 
-def _read_file(
-    checkpoint: Path, manifest: Manifest, file: int, runs: list[Run], threads: int, direct_io: bool
-) -> int:
+def _read_file(checkpoint: Path, manifest: Manifest, file: int, runs: list[Run], threads: int, direct_io: bool) -> int:
     info = manifest.files[file]
     total = 0
     for layer in _without_overlap(runs):

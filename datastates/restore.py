@@ -1,11 +1,11 @@
 """Restore: bring a live state to the newest checkpoint that all ranks can load, bit for bit.
 
-    rank 0:     list the published steps
-    every rank: for each step, newest first
-                  read the manifest, check files          -> all ranks agree it is whole, or all go on to the next
-                  match names, shapes, dtypes             -> a misfit is the caller's error, on all ranks, nothing changed
-                  read tensors in place, verify           -> all ranks agree, or all go on to the next
-                  take Python values back
+rank 0:     list the published steps
+every rank: for each step, newest first
+              read the manifest, check files          -> all ranks agree it is whole, or all go on to the next
+              match names, shapes, dtypes             -> a misfit is the caller's error, on all ranks, nothing changed
+              read tensors in place, verify           -> all ranks agree, or all go on to the next
+              take Python values back
 """
 
 from __future__ import annotations
@@ -222,7 +222,9 @@ def _add_referenced(saved: SavedCheckpoint, section: Section, targets: list[Targ
     for name in saved.referenced(saved.python(section.name)):
         stored = saved.stored_name(name)
         if stored not in saved.manifest.tensors:
-            raise DamagedCheckpointError(f"{saved.path}: {section.name} refers to the tensor {name}, which is not stored")
+            raise DamagedCheckpointError(
+                f"{saved.path}: {section.name} refers to the tensor {name}, which is not stored"
+            )
         used.add(stored)
         if stored not in have:
             dtype, shape = saved.dtype_and_shape(stored)

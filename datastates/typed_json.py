@@ -99,7 +99,9 @@ def decode(value: Json, tensor_in: TensorIn | None = None, allow_pickle: bool = 
         flat = flat if value["v"] else flat[:0]
         return flat.view(dtype_of(value["dtype"])).reshape(value["shape"])
     if kind == "pickle" and not allow_pickle:
-        raise ValueError("this value is a pickle, which can run code; pass allow_pickle=True if you trust the checkpoint")
+        raise ValueError(
+            "this value is a pickle, which can run code; pass allow_pickle=True if you trust the checkpoint"
+        )
     if kind not in _DECODERS:
         raise ValueError(f"value of unknown kind {kind!r}: written by a newer version?")
     return _DECODERS[kind](value, lambda item: decode(item, tensor_in, allow_pickle))

@@ -1,4 +1,5 @@
-// What the parts of the extension module share: the Bind* functions, and Status turned into Python exceptions.
+// What the parts of the extension module share: the Bind* functions, and Status turned into Python
+// exceptions.
 #ifndef ELASTATES_BINDINGS_BINDINGS_H_
 #define ELASTATES_BINDINGS_BINDINGS_H_
 

@@ -69,10 +69,12 @@ void BindSnapshot(py::module_& m) {
           "wait_written",
           [](Snapshot& s, double timeout_s) { WaitOrRaise([&] { return s.WaitWritten(timeout_s); }); },
           py::arg("timeout_s") = -1.0, "Wait until the file is complete, fsynced and closed.")
-      .def("release_owner", [](Snapshot& s) { s.TakeOwner(); }, "Let go of the sources, once all are copied.")
-      .def("extent_crc32c",
-           [](const Snapshot& s) { return py::array_t<uint32_t>(s.crcs().size(), s.crcs().data()); },
-           "[extents] uint32; only after wait_written() returned.")
+      .def(
+          "release_owner", [](Snapshot& s) { s.TakeOwner(); }, "Let go of the sources, once all are copied.")
+      .def(
+          "extent_crc32c",
+          [](const Snapshot& s) { return py::array_t<uint32_t>(s.crcs().size(), s.crcs().data()); },
+          "[extents] uint32; only after wait_written() returned.")
       .def("times", [](const Snapshot& s) {
         const SnapshotTimes times = s.times();
         return py::make_tuple(times.submitted_s, times.copied_s, times.written_s);
@@ -104,11 +106,11 @@ void BindEngine(py::module_& m) {
       .def(
           "submit",
           [](Engine& engine, std::string path, const py::bytes& header, std::shared_ptr<TensorRefs> refs,
-             const Array<int64_t>& index, const Array<uint64_t>& source_begin, const Array<uint64_t>& file_begin,
-             const Array<uint64_t>& sizes, const Array<uint64_t>& extent_ends, uint64_t file_size,
-             uint32_t num_groups) {
-            SnapshotPlan plan = MakePlan(std::move(path), std::string(header), std::move(refs), index, source_begin,
-                                         file_begin, sizes, extent_ends, file_size, num_groups);
+             const Array<int64_t>& index, const Array<uint64_t>& source_begin,
+             const Array<uint64_t>& file_begin, const Array<uint64_t>& sizes,
+             const Array<uint64_t>& extent_ends, uint64_t file_size, uint32_t num_groups) {
+            SnapshotPlan plan = MakePlan(std::move(path), std::string(header), std::move(refs), index,
+                                         source_begin, file_begin, sizes, extent_ends, file_size, num_groups);
             py::gil_scoped_release release;
             return engine.Submit(std::move(plan));
           },

@@ -37,4 +37,5 @@ PYBIND11_MODULE(_elastates, m) {
   elastates::BindTensorRefs(m);
   elastates::BindEngine(m);
   elastates::BindStorage(m);
+  elastates::BindActorBench(m);
 }

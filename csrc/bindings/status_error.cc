@@ -7,17 +7,28 @@ PyObject* status_error = nullptr;  // the exception type; lives as long as the i
 
 const char* CodeName(StatusCode code) {
   switch (code) {
-    case StatusCode::kOk: return "ok";
-    case StatusCode::kInvalidArgument: return "invalid_argument";
-    case StatusCode::kIoError: return "io_error";
-    case StatusCode::kNoSpace: return "no_space";
-    case StatusCode::kQuotaExceeded: return "quota_exceeded";
-    case StatusCode::kDataLoss: return "data_loss";
-    case StatusCode::kResourceExhausted: return "resource_exhausted";
-    case StatusCode::kDeadlineExceeded: return "deadline_exceeded";
-    case StatusCode::kMutated: return "mutated";
-    case StatusCode::kCancelled: return "cancelled";
-    case StatusCode::kInternal: return "internal";
+    case StatusCode::kOk:
+      return "ok";
+    case StatusCode::kInvalidArgument:
+      return "invalid_argument";
+    case StatusCode::kIoError:
+      return "io_error";
+    case StatusCode::kNoSpace:
+      return "no_space";
+    case StatusCode::kQuotaExceeded:
+      return "quota_exceeded";
+    case StatusCode::kDataLoss:
+      return "data_loss";
+    case StatusCode::kResourceExhausted:
+      return "resource_exhausted";
+    case StatusCode::kDeadlineExceeded:
+      return "deadline_exceeded";
+    case StatusCode::kMutated:
+      return "mutated";
+    case StatusCode::kCancelled:
+      return "cancelled";
+    case StatusCode::kInternal:
+      return "internal";
   }
   return "internal";
 }

@@ -38,9 +38,8 @@ uint32_t VersionOf(const at::Tensor& tensor) {
 uint32_t CrcOfBytes(const at::Tensor& tensor, const char* data, uint64_t begin, uint64_t end) {
   if (tensor.is_cpu()) return Crc32c(data + begin, end - begin);
   at::NoGradGuard no_grad;
-  at::Tensor bytes =
-      at::from_blob(const_cast<char*>(data) + begin, {static_cast<int64_t>(end - begin)},
-                    at::TensorOptions().dtype(at::kByte).device(tensor.device()));
+  at::Tensor bytes = at::from_blob(const_cast<char*>(data) + begin, {static_cast<int64_t>(end - begin)},
+                                   at::TensorOptions().dtype(at::kByte).device(tensor.device()));
   at::Tensor host = bytes.cpu();
   return Crc32c(host.data_ptr(), end - begin);
 }
@@ -76,16 +75,19 @@ class TensorRefsBuilder {
         throw py::value_error("contiguous strided tensor expected at " + std::to_string(i));
       }
       const bool cuda = tensor.is_cuda();
-      if (!cuda && !tensor.is_cpu()) throw py::value_error("CPU or CUDA tensor expected at " + std::to_string(i));
+      if (!cuda && !tensor.is_cpu())
+        throw py::value_error("CPU or CUDA tensor expected at " + std::to_string(i));
       state->refs.push_back({tensor.detach(), static_cast<const char*>(tensor.data_ptr()),
                              static_cast<uint64_t>(tensor.nbytes()), cuda ? tensor.get_device() : -1,
                              groups.at(i), VersionOf(tensor)});
     }
   }
 
-  static Status RecordStreams(const std::vector<std::pair<int, uint64_t>>& streams, TensorRefs::State* state) {
+  static Status RecordStreams(const std::vector<std::pair<int, uint64_t>>& streams,
+                              TensorRefs::State* state) {
     for (const auto& [device, stream] : streams) {
-      Result<std::shared_ptr<DeviceEvent>> event = DeviceEvent::Record(device, reinterpret_cast<void*>(stream));
+      Result<std::shared_ptr<DeviceEvent>> event =
+          DeviceEvent::Record(device, reinterpret_cast<void*>(stream));
       if (!event.ok()) return event.status();
       if (state->producer_events.size() <= static_cast<size_t>(device)) {
         state->producer_events.resize(device + 1);
@@ -95,7 +97,8 @@ class TensorRefsBuilder {
     return Status::Ok();
   }
 
-  // The watched tensors' bytes, laid end to end, are a ring; the window [begin, begin + bytes) of it is checksummed.
+  // The watched tensors' bytes, laid end to end, are a ring; the window [begin, begin + bytes) of it is
+  // checksummed.
   static void TakeSamples(uint64_t begin, uint64_t bytes, TensorRefs::State* state) {
     uint64_t total = 0;
     for (const auto& ref : state->refs) total += ref.group != 0 ? ref.nbytes : 0;
@@ -162,7 +165,8 @@ Status TensorRefs::CheckUnchanged(uint32_t group) const {
   if (group == 0) return Status::Ok();
   const std::vector<size_t> mutated = Mutated(group);
   if (mutated.empty()) return Status::Ok();
-  std::string indices;  // the caller knows the names; who reads the tensors later would find more of them changed
+  std::string
+      indices;  // the caller knows the names; who reads the tensors later would find more of them changed
   for (size_t tensor : mutated) indices += (indices.empty() ? "" : ",") + std::to_string(tensor);
   return Status(StatusCode::kMutated, indices);
 }
@@ -170,9 +174,10 @@ Status TensorRefs::CheckUnchanged(uint32_t group) const {
 void BindTensorRefs(py::module_& m) {
   py::class_<TensorRefs, std::shared_ptr<TensorRefs>>(
       m, "TensorRefs", "Tensors of one checkpoint, held and watched until they have been copied.")
-      .def(py::init(&TensorRefsBuilder::Build), py::arg("tensors"), py::arg("groups"), py::arg("sample_begin"),
-           py::arg("sample_bytes"), py::arg("streams"),
-           "Hold contiguous CPU or CUDA tensors. groups: [tensors] uint32, 0 for those that nobody else writes.\n"
+      .def(py::init(&TensorRefsBuilder::Build), py::arg("tensors"), py::arg("groups"),
+           py::arg("sample_begin"), py::arg("sample_bytes"), py::arg("streams"),
+           "Hold contiguous CPU or CUDA tensors. groups: [tensors] uint32, 0 for those that nobody else "
+           "writes.\n"
            "The window of sample_bytes at sample_begin of the others is checksummed (2**64-1: everything).\n"
            "streams: (device, cudaStream_t) pairs whose work so far produces the values.")
       .def("__len__", &TensorRefs::size)
@@ -186,13 +191,15 @@ void BindTensorRefs(py::module_& m) {
            })
       .def("mutated", &TensorRefs::Mutated, py::arg("group"), py::call_guard<py::gil_scoped_release>(),
            "Indices of the group's tensors that have been written to, as far as counters and samples show.")
-      .def("samples",
-           [](const TensorRefs& refs) {
-             py::list out;
-             for (const Sample& s : refs.samples()) out.append(py::make_tuple(s.tensor, s.begin, s.end, s.crc));
-             return out;
-           },
-           "(tensor, begin, end, crc32c) of every sampled stretch.")
+      .def(
+          "samples",
+          [](const TensorRefs& refs) {
+            py::list out;
+            for (const Sample& s : refs.samples())
+              out.append(py::make_tuple(s.tensor, s.begin, s.end, s.crc));
+            return out;
+          },
+          "(tensor, begin, end, crc32c) of every sampled stretch.")
       .def(
           "crc32c",
           [](const TensorRefs& refs, const std::vector<size_t>& indices) {
@@ -200,7 +207,8 @@ void BindTensorRefs(py::module_& m) {
             for (size_t i : indices) out.push_back(refs.Crc(i));
             return out;
           },
-          py::arg("indices"), py::call_guard<py::gil_scoped_release>(), "Checksums of whole tensors, as they are now.");
+          py::arg("indices"), py::call_guard<py::gil_scoped_release>(),
+          "Checksums of whole tensors, as they are now.");
 }
 
 }  // namespace elastates

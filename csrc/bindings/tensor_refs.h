@@ -1,7 +1,8 @@
 // TensorRefs: the tensors of one checkpoint, held and watched from the call to the end of the copy.
 //
-// Owns a detached alias of every tensor, so that memory stays where it is whatever Python does with the originals, and
-// no reference to a Python object, so that any thread may drop it. Immutable after construction; thread-safe.
+// Owns a detached alias of every tensor, so that memory stays where it is whatever Python does with the
+// originals, and no reference to a Python object, so that any thread may drop it. Immutable after
+// construction; thread-safe.
 #ifndef ELASTATES_BINDINGS_TENSOR_REFS_H_
 #define ELASTATES_BINDINGS_TENSOR_REFS_H_
 

@@ -36,7 +36,9 @@ class ModuleProvider(StateProvider):
         extra = saved.python(name)
         if extra:
             canonical = name_cleaner(value)
-            owners = {canonical(f"{path}._extra_state" if path else "_extra_state"): m for path, m in value.named_modules()}
+            owners = {
+                canonical(f"{path}._extra_state" if path else "_extra_state"): m for path, m in value.named_modules()
+            }
             for key, item in extra.items():
                 if key in owners:
                     owners[key].set_extra_state(saved.decode(item))

@@ -53,9 +53,7 @@ class OptimizerProvider(StateProvider):
             dtype, shape = saved.dtype_and_shape(stored)
             value.state[parameter][key] = _new_state(parameter, options[id(parameter)], key, dtype, shape)
 
-    def apply(
-        self, value: torch.optim.Optimizer, name: str, context: Context, saved: Saved
-    ) -> torch.optim.Optimizer:
+    def apply(self, value: torch.optim.Optimizer, name: str, context: Context, saved: Saved) -> torch.optim.Optimizer:
         python = saved.python(name)
         if python is None:
             return value

@@ -14,7 +14,22 @@ from datastates.typed_json import Pickled, encode
 class TreeProvider(StateProvider):
     """Dicts, lists and scalars; tensors inside are stored as tensors and restored in place."""
 
-    handles = (dict, list, tuple, set, str, bytes, int, float, complex, bool, type(None), np.ndarray, np.generic, Pickled)
+    handles = (
+        dict,
+        list,
+        tuple,
+        set,
+        str,
+        bytes,
+        int,
+        float,
+        complex,
+        bool,
+        type(None),
+        np.ndarray,
+        np.generic,
+        Pickled,
+    )
 
     def collect(self, value: Any, out: SectionBuilder) -> None:
         encoded = encode(value, out.section.name, out.tensor)
