@@ -1,17 +1,9 @@
 #include "actor/actor.h"
 
-#include <exception>
-
 #include "actor/graph.h"
 #include "actor/lane.h"
 
 namespace elastates {
-namespace {
-
-// Acts in a row before the lane's other actors get their turn.
-constexpr int kMaxBurst = 16;
-
-}  // namespace
 
 void Completion::Complete(Status status) const {
   actor_->deferred_[slot_].status = std::move(status);
@@ -27,15 +19,14 @@ void Actor::Wake() {
   lane_->Post({MessageKind::kWake, this});
 }
 
-void Actor::Handle(const Message& message) {
+// Looks again after the lane's other actors have had their turn.
+void Actor::WakeAgain() {
+  if (wake_pending_.exchange(true, std::memory_order_acq_rel)) return;
+  lane_->Send(MessageKind::kWake, this);
+}
+
+void Actor::HandleRare(const Message& message) {
   switch (message.kind()) {
-    case MessageKind::kReq:
-    case MessageKind::kError:
-      Receive(message);
-      break;
-    case MessageKind::kAck:
-      message.reg->home->OnAck(message.reg, message.edge());
-      break;
     case MessageKind::kEord:
       --ins_[message.port()]->open_producers_;
       input_ended_ = true;
@@ -50,27 +41,11 @@ void Actor::Handle(const Message& message) {
     case MessageKind::kDescribe:
       graph_->OnDescribed(*this, Describe());
       break;
+    case MessageKind::kReq:
+    case MessageKind::kError:
+    case MessageKind::kAck:
+      assert(!"handled by Handle()");
   }
-  FireWhilePossible();
-  if (input_ended_ && !ended_) EndIfDrained();
-  if (ended_) RetireIfHome();
-}
-
-void Actor::Receive(const Message& message) {
-  if (ended_) return ReturnInput(message.reg, message.edge());
-  InPort* in = ins_[message.port()];
-  if (in->ready_.empty()) --waiting_for_;
-  in->ready_.Emplace(message.reg, message.edge());
-}
-
-void Actor::FireWhilePossible() {
-  for (int burst = 0; burst < kMaxBurst; ++burst) {
-    if (!CanFire()) return;
-    Fire();
-    lane_->AfterAct();
-  }
-  if (wake_pending_.exchange(true, std::memory_order_acq_rel)) return;
-  lane_->Send(MessageKind::kWake, this);
 }
 
 bool Actor::ConditionsHold() {
@@ -85,50 +60,12 @@ bool Actor::ConditionsHold() {
   return true;
 }
 
-void Actor::Fire() {
-  act_job_ = ins_.empty() ? &graph_->job() : ins_.front()->front()->job;
-  bool failed = ActAndDrain();
+// Credit that the act could not have is counted, backing that it did not use is let go.
+void Actor::SettleSpecialOuts() {
   for (OutPort* out : outs_) {
     if (out->credit_ == Credit::kLossy && out->claimed_ == nullptr && !out->HasCredit()) ++out->num_skipped_;
     if (out->backed_) out->Unback();
   }
-  if (slot_of_act_ >= 0) return StashAct();
-  FinishAct(failed);
-}
-
-// Returns whether what was emitted is to travel as an error.
-bool Actor::ActAndDrain() {
-  bool failed = InputsFailed();
-  if (!failed) {
-    Status status = RunAct();
-    if (status.ok()) return false;
-    FailJob(status);
-  }
-  Drain();
-  return true;
-}
-
-Status Actor::RunAct() {
-  try {
-    return Act();
-  } catch (const std::exception& error) {
-    return Status(StatusCode::kInternal, std::string("exception: ") + error.what());
-  } catch (...) {
-    return Status(StatusCode::kInternal, "exception of unknown type");
-  }
-}
-
-// Whether the act's job has failed. An input that failed in another job fails this one: its data are missing
-// here too.
-bool Actor::InputsFailed() {
-  for (InPort* in : ins_) {
-    Register* reg = in->front();
-    if (reg->failed || reg->job->failed()) {
-      if (reg->job != act_job_) FailJob(reg->job->status());
-      return true;
-    }
-  }
-  return act_job_->failed();
 }
 
 void Actor::FailJob(const Status& status) {
@@ -138,25 +75,6 @@ void Actor::FailJob(const Status& status) {
 
 void Actor::Drain() {
   for (OutPort* out : outs_) out->TryClaim();
-}
-
-void Actor::FinishAct(bool failed) {
-  for (OutPort* out : outs_) {
-    Register* reg = out->claimed_;
-    if (reg == nullptr) continue;
-    out->claimed_ = nullptr;
-    out->Publish(reg, act_job_, failed);
-  }
-  for (InPort* in : ins_) {
-    const InPort::Entry& entry = in->ready_.Front();
-    ReturnInput(entry.reg, entry.edge);
-    in->ready_.DropFront();
-    if (in->ready_.empty()) ++waiting_for_;
-  }
-}
-
-void Actor::ReturnInput(Register* reg, uint64_t edge) {
-  lane_->Send(MessageKind::kAck, reg->home->actor_, reg, 0u, static_cast<uint32_t>(edge));
 }
 
 Completion Actor::Defer() {
@@ -182,25 +100,14 @@ void Actor::StashAct() {
   }
 }
 
-void Actor::CompleteDeferred(uint16_t slot) {
-  DeferredAct& act = deferred_[slot];
-  act_job_ = act.job;
-  if (!act.status.ok()) FailJob(act.status);
-  bool failed = act_job_->failed();
-  for (const Output& output : act.outputs) output.port->Publish(output.reg, act_job_, failed);
-  for (const InPort::Entry& entry : act.inputs) ReturnInput(entry.reg, entry.edge);
-  act.outputs.clear();
-  act.inputs.clear();
-  act.status = Status::Ok();
-  if (free_slots_.empty()) --waiting_for_;
-  free_slots_.push_back(slot);
-  lane_->AfterAct();
-}
-
 void Actor::EndIfDrained() {
+  if (ended_) return RetireIfHome();
   bool ended = ins_.empty();
   for (InPort* in : ins_) ended = ended || in->ended();
-  if (ended && free_slots_.size() == deferred_.size()) End();
+  if (ended && free_slots_.size() == deferred_.size()) {
+    End();
+    RetireIfHome();
+  }
 }
 
 void Actor::End() {
@@ -237,7 +144,7 @@ std::string Actor::Describe() const {
     text += "]";
   }
   for (const OutPort* out : outs_) {
-    if (!out->free_.empty() && !ended_) continue;
+    if (out->num_free_ > 0 && !ended_) continue;
     text += " [" + out->name_ + ": " + std::to_string(out->num_free()) + " of " +
             std::to_string(out->num_registers()) + " registers free";
     for (const OutPort::Consumer& consumer : out->consumers_) {

@@ -105,12 +105,15 @@ class Actor {
 
   // Everything below runs on the lane.
   void Handle(const Message& message);
+  void HandleRare(const Message& message);
   void Receive(const Message& message);
   void CompleteDeferred(uint16_t slot);
   void FireWhilePossible();
+  void WakeAgain();
   bool CanFire() { return waiting_for_ == 0 && !ended_ && (!has_conditions_ || ConditionsHold()); }
   bool ConditionsHold();
   void Fire();
+  void SettleSpecialOuts();
   bool ActAndDrain();
   Status RunAct();
   bool InputsFailed();
@@ -131,7 +134,8 @@ class Actor {
   // How many things there are without which it cannot fire: empty in-ports, out-ports without credit, all
   // slots deferred.
   uint32_t waiting_for_ = 0;
-  bool has_conditions_ = false;  // it is a source or has a backed port
+  bool has_conditions_ = false;    // it is a source or has a backed port
+  bool has_special_outs_ = false;  // backed or lossy
   bool input_ended_ = false;
   bool ended_ = false;
   bool retired_ = false;  // ended, and every register is home

@@ -36,6 +36,7 @@ size_t Graph::PrepareActors() {
     for (InPort* in : actor->ins_) in->ready_.Reserve(in->capacity_);
     for (OutPort* out : actor->outs_) {
       actor->has_conditions_ |= out->backed_;
+      actor->has_special_outs_ |= out->backed_ || out->credit_ == Credit::kLossy;
       max_messages += (out->num_registers() + 1) * out->consumers_.size();  // REQ or ACK each, and the EORD
     }
     for (Actor::DeferredAct& act : actor->deferred_) {

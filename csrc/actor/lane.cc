@@ -94,6 +94,11 @@ bool Lane::SleepUntilPosted() {
   return !inbox_.empty();
 }
 
+void Lane::SendAway(Lane* lane, const Message& message) {
+  outboxes_[lane->index_].push_back(message);
+  has_outgoing_ = true;
+}
+
 void Lane::FlushOutboxes() {
   dispatched_since_flush_ = 0;
   if (!has_outgoing_) return;

@@ -49,8 +49,7 @@ class Lane {
     if (lane == this) {
       local_.Emplace(kind, to, args...);
     } else {
-      outboxes_[lane->index_].emplace_back(kind, to, args...);
-      has_outgoing_ = true;
+      SendAway(lane, Message(kind, to, args...));
     }
   }
   void AfterAct() {
@@ -69,6 +68,7 @@ class Lane {
   void Stop();  // idempotent; the thread leaves when it next has nothing to do
   void Join() { thread_.Join(); }
 
+  void SendAway(Lane* lane, const Message& message);
   void Run();
   void HandleLocal();
   void HandleInbox();

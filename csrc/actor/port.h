@@ -41,9 +41,10 @@ class OutPort;
 
 struct Register {
   OutPort* home = nullptr;
-  Job* job = nullptr;         // whose failure this register shares
-  uint32_t readers_left = 0;  // touched by the home port's lane only
-  bool failed = false;        // travels as kError: the value is whatever Actor::Drain() left in it
+  Job* job = nullptr;              // whose failure this register shares
+  Register* below_free = nullptr;  // the next one of the port's free registers
+  uint32_t readers_left = 0;       // touched by the home port's lane only
+  bool failed = false;             // travels as kError: the value is whatever Actor::Drain() left in it
 };
 
 template <typename T>
@@ -70,7 +71,7 @@ class OutPort {
 
   const std::string& name() const { return name_; }
   size_t num_registers() const { return num_registers_; }
-  size_t num_free() const { return free_.size(); }
+  size_t num_free() const { return num_free_; }
   size_t num_held_by(size_t consumer) const { return consumers_[consumer].held; }
   uint64_t num_skipped() const { return num_skipped_; }  // acts that found a lossy port without credit
 
@@ -80,12 +81,17 @@ class OutPort {
     return claimed_;
   }
   Register* TryClaim() { return claimed_ != nullptr || HasCredit() ? Claim() : nullptr; }
-  bool HasCredit() const { return !free_.empty() && (!backed_ || top_is_backed_); }
+  bool HasCredit() const { return free_ != nullptr && (!backed_ || top_is_backed_); }
 
   virtual bool Back(Register* reg) = 0;   // called for backed ports only
   virtual void Reset(Register* reg) = 0;  // called where resets_ is set
 
-  std::vector<Register*> free_;  // last in, first out: the register that is warm in the cache
+  void PushFree(Register* reg) {
+    reg->below_free = free_;
+    free_ = reg;
+    ++num_free_;
+  }
+
   bool backed_ = false;
   bool resets_ = false;
 
@@ -99,24 +105,35 @@ class OutPort {
     uint32_t held;
   };
 
-  Register* TakeFree();
+  Register* TakeFree() {
+    Register* reg = free_;
+    free_ = reg->below_free;
+    --num_free_;
+    top_is_backed_ = false;
+    if (free_ == nullptr && credit_ == Credit::kRequired) ++waiting_for_;
+    return reg;
+  }
   bool TryBack();
   void Unback();
   void Publish(Register* reg, Job* job, bool failed);
+  void FanOut(Register* reg);  // to none or several consumers
   void SendTo(uint32_t edge, Register* reg);
   uint32_t LeastLoaded() const;
   void OnAck(Register* reg, uint32_t edge);
   void Free(Register* reg);
-  bool all_home() const { return free_.size() == num_registers_; }
+  bool all_home() const { return num_free_ == num_registers_; }
 
   Actor* const actor_;
   const std::string name_;
   const size_t num_registers_;
   const Fanout fanout_;
   const Credit credit_;
+  uint32_t& waiting_for_;  // the actor's
   std::vector<Consumer> consumers_;
+  Register* free_ = nullptr;  // last in, first out: the register that is warm in the cache
+  size_t num_free_ = 0;
   Register* claimed_ = nullptr;  // by the act that is running
-  bool top_is_backed_ = false;   // free_.back() has its backing already
+  bool top_is_backed_ = false;   // free_ has its backing already
   uint64_t num_skipped_ = 0;
 };
 
@@ -164,7 +181,7 @@ class Out : public OutPort {
     resets_ = !std::is_trivially_destructible_v<T>;
     for (size_t i = 0; i < num_registers; ++i) {
       registers_[i].home = this;
-      free_.push_back(&registers_[i]);
+      PushFree(&registers_[i]);
     }
   }
 

@@ -7,6 +7,7 @@
 #include <cassert>
 #include <cerrno>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <utility>
 #include <variant>
@@ -27,10 +28,14 @@ enum class StatusCode {
   kInternal,
 };
 
+// One pointer, null for Ok: acts of a few nanoseconds return one each.
 class [[nodiscard]] Status {
  public:
   Status() = default;
-  Status(StatusCode code, std::string message) : code_(code), message_(std::move(message)) {}
+  Status(StatusCode code, std::string message, int sys_errno = 0) {
+    if (code == StatusCode::kOk) return;
+    failure_ = std::make_shared<const Failure>(Failure{code, std::move(message), sys_errno});
+  }
 
   static Status Ok() { return Status(); }
 
@@ -39,27 +44,31 @@ class [[nodiscard]] Status {
     StatusCode code = StatusCode::kIoError;
     if (error == ENOSPC) code = StatusCode::kNoSpace;
     if (error == EDQUOT) code = StatusCode::kQuotaExceeded;
-    Status status(code, what + ": " + std::strerror(error));
-    status.errno_ = error;
-    return status;
+    return Status(code, what + ": " + std::strerror(error), error);
   }
 
   // The same failure with "<context>: " in front of its message.
   Status WithContext(const std::string& context) const {
-    Status status = *this;
-    status.message_ = context + ": " + message_;
-    return status;
+    return Status(code(), context + ": " + message(), sys_errno());
   }
 
-  bool ok() const { return code_ == StatusCode::kOk; }
-  StatusCode code() const { return code_; }
-  const std::string& message() const { return message_; }
-  int sys_errno() const { return errno_; }  // 0 if the failure did not come from the system
+  bool ok() const { return failure_ == nullptr; }
+  StatusCode code() const { return ok() ? StatusCode::kOk : failure_->code; }
+  const std::string& message() const {
+    static const std::string none;
+    return ok() ? none : failure_->message;
+  }
+  int sys_errno() const {
+    return ok() ? 0 : failure_->sys_errno;
+  }  // 0 if the failure did not come from the system
 
  private:
-  StatusCode code_ = StatusCode::kOk;
-  std::string message_;
-  int errno_ = 0;
+  struct Failure {
+    StatusCode code;
+    std::string message;
+    int sys_errno;
+  };
+  std::shared_ptr<const Failure> failure_;
 };
 
 template <typename T>
