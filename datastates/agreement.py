@@ -154,8 +154,8 @@ def check_replicas(held: Sequence[Sequence[Held]], samples: Sequence[Sequence[Se
             first_rank, first = seen.setdefault((item.name, item.box, begin, end), (rank, crc))
             if first != crc:
                 raise CheckpointError(
-                    f"{item.name} differs between ranks {first_rank} and {rank}, but looks like a replica; if every rank "
-                    "has its own, wrap its owner in datastates.per_rank(...) or make it a DTensor"
+                    f"{item.name} differs between ranks {first_rank} and {rank}, but looks like a replica; if every "
+                    "rank has its own, wrap its owner in datastates.per_rank(...) or make it a DTensor"
                 )
 
 

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-import _elastates
 from datastates.plan import Held
 from datastates.providers import COPIED, Context, Section, SectionBuilder, provider_for
 from oneflow_sbp import Box
+
+import _elastates
 
 EVERYTHING = 2**64 - 1
 """``sample_bytes`` that checksums every watched byte."""
@@ -226,9 +227,9 @@ class StateCapture:
             self._warned = True
             largest = max(copied, key=lambda h: h.nbytes)
             warnings.warn(
-                f"{total / 1e6:.0f} MB of the state are written by no optimizer of the state and are copied inside every "
-                f"checkpoint() call (largest: {largest.name}, {largest.nbytes / 1e6:.0f} MB); what you do not write to "
-                'before the next gate() can be declared: Checkpointer(lazy=["model.frozen.*"])',
+                f"{total / 1e6:.0f} MB of the state are written by no optimizer of the state and are copied inside "
+                f"every checkpoint() call (largest: {largest.name}, {largest.nbytes / 1e6:.0f} MB); what you do not "
+                'write to before the next gate() can be declared: Checkpointer(lazy=["model.frozen.*"])',
                 stacklevel=5,
             )
 

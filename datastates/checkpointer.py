@@ -110,11 +110,11 @@ class Checkpointer:
             raise ValueError(f"step is {step!r}, expected an int >= 0")
         if not isinstance(state, Mapping):
             raise TypeError(f"state is a {type(state).__qualname__}, expected a mapping such as {{'model': model}}")
-        metadata = json.loads(json.dumps(dict(metadata or {}), allow_nan=False))
+        notes: dict[str, Any] = json.loads(json.dumps(dict(metadata or {}), allow_nan=False))
         window = {"off": 0, "sample": self.config.sample_bytes, "full": EVERYTHING}[self.config.verify_immutability]
         captured = self._capture.take(state, self._ordinal * self.config.sample_bytes, window)
         self._refuse_if_full(captured.structure.nbytes)
-        taken = Checkpoint(step, self._ordinal, captured, metadata)
+        taken = Checkpoint(step, self._ordinal, captured, notes)
         self._ordinal += 1
         with self._lock:
             self._in_flight[taken.ordinal] = taken
@@ -132,7 +132,7 @@ class Checkpointer:
     def gate(self) -> None:
         """Wait until everything captured so far may be written to.
 
-        Call it before any mutation of checkpointed state other than ``optimizer.step()``, which passes a gate by itself.
+        Call it before any mutation of checkpointed state other than ``optimizer.step()``, which passes one by itself.
 
         Raises:
             CheckpointError: a failure that is due.
@@ -209,7 +209,7 @@ class Checkpointer:
 
         Raises:
             RestoreError: checkpoints exist and none could be restored; the live state must not be trained.
-            ValueError: the state does not fit the checkpoint (names, shapes, dtypes); nothing was changed.
+            ValueError: the state does not fit the checkpoint (names, shapes, dtypes); no value was changed.
         """
         self._check_usable(for_restore=True)
         self.gate()

@@ -22,8 +22,8 @@ class CheckpointerConfig:
     """How checkpoints are taken and kept."""
 
     arena_mb: int | None = None
-    """Host memory for bytes on their way to storage, MB; ``None``: as much as one checkpoint of this rank takes, at most
-    an eighth of the machine's memory."""
+    """Host memory for bytes on their way to storage, MB; ``None``: as much as one checkpoint of this rank takes, at
+    most an eighth of the machine's memory."""
     policy: Policy = "wait"
     """When storage is slower than training and the arena is full: ``wait`` at the gate, ``skip`` the checkpoint on all
     ranks and count it, or ``error``."""

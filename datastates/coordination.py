@@ -84,7 +84,7 @@ class Channel:
     def _set(self, key: str, payload: bytes) -> None:
         assert self._store is not None
         try:
-            self._store.set(key, payload)
+            self._store.set(key, payload)  # type: ignore[arg-type]
         except RuntimeError as error:
             raise CoordinationError(
                 f"rank {self.rank} lost the checkpoint store, which rank 0 hosts: {error}"

@@ -17,23 +17,27 @@ import socket
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import _elastates
 from datastates import manifest
 from datastates.errors import DamagedCheckpointError, DirectoryBusyError
+
+import _elastates
 
 _STEP = re.compile(r"step-(\d{8,})")
 _LEFTOVER = re.compile(r"\.(tmp|old)-step-\d{8,}-[0-9a-f]{8}|\.nonce-[0-9a-f]{32}")
 
 
 def step_name(step: int) -> str:
+    """Name of a published checkpoint."""
     return f"step-{step:08d}"
 
 
 def data_file_name(rank: int) -> str:
+    """Name of the tensor data that ``rank`` writes."""
     return f"rank-{rank:05d}.safetensors"
 
 
 def objects_file_name(rank: int) -> str:
+    """Name of the Python state of ``rank``."""
     return f"rank-{rank:05d}.objects.json"
 
 
@@ -129,7 +133,7 @@ class CheckpointDirectory:
 
 
 def expired(steps: Sequence[int], keep_last: int | None, keep_every: int | None) -> list[int]:
-    """Which published steps retention lets go: neither among the last ``keep_last`` nor a multiple of ``keep_every``."""
+    """Published steps that retention lets go: not among the last ``keep_last``, no multiple of ``keep_every``."""
     if keep_last is None:
         return []
     return [step for step in sorted(steps)[:-keep_last] if not (keep_every and step % keep_every == 0)]

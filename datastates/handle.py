@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import _elastates
 from datastates.capture import Captured
 from datastates.errors import CheckpointError
 from datastates.futures import CheckpointFuture
+
+import _elastates
 
 
 class Checkpoint:

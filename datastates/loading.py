@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import _elastates
 from datastates.dtypes import dtype_of
 from datastates.errors import DamagedCheckpointError
 from datastates.manifest import Manifest, Shard, TensorInfo
 from oneflow_sbp import Box
+
+import _elastates
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Patch:
 
 @dataclass(frozen=True)
 class LoadPlan:
+    """What to read where, and what to copy afterwards."""
+
     runs: list[Run]
     patches: list[Patch]
 

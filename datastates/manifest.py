@@ -164,7 +164,7 @@ def _checked(data: dict[str, Any]) -> Manifest:
     objects = tuple(
         ObjectsFile(_plain(o["name"]), _number(o["size_bytes"]), _number(o["crc32c"])) for o in data["objects"]
     )
-    if len({f.name for f in (*files, *objects)}) != len(files) + len(objects):
+    if len({f.name for f in files} | {o.name for o in objects}) != len(files) + len(objects):
         raise ValueError("two files have one name")
     tensors = {name: _tensor(name, info, files) for name, info in data["tensors"].items()}
     aliases = data["aliases"]

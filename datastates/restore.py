@@ -3,89 +3,29 @@
 rank 0:     list the published steps
 every rank: for each step, newest first
               read the manifest, check files          -> all ranks agree it is whole, or all go on to the next
-              match names, shapes, dtypes             -> a misfit is the caller's error, on all ranks, nothing changed
+              match names, shapes, dtypes             -> a misfit is the caller's error, on all ranks
               read tensors in place, verify           -> all ranks agree, or all go on to the next
               take Python values back
 """
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
-from datastates.capture import collect, leaves, make_context
+from datastates.capture import leaves, make_context
 from datastates.config import CheckpointerConfig
 from datastates.coordination import Channel
-from datastates.directory import CheckpointDirectory, read_manifest, read_objects
-from datastates.dtypes import dtype_of
+from datastates.directory import CheckpointDirectory, read_manifest
 from datastates.errors import DamagedCheckpointError, RestoreError
 from datastates.loading import Target, load, plan_load
-from datastates.manifest import Manifest
-from datastates.plan import per_rank_name
-from datastates.providers import Section, provider_for
-from datastates.typed_json import decode
-from oneflow_sbp import Box
+from datastates.providers import provider_for
+from datastates.saved import SavedCheckpoint, match, selected_section
 
 logger = logging.getLogger("datastates")
 T = TypeVar("T")
-
-
-class SavedCheckpoint:
-    """A checkpoint as the providers of one rank see it."""
-
-    def __init__(self, path: Path, manifest: Manifest, rank: int, allow_pickle: bool = False) -> None:
-        self.path = path
-        self.manifest = manifest
-        self.saved_rank = rank % manifest.num_ranks
-        self._allow_pickle = allow_pickle
-        self._python: dict[str, Any] = {}
-        self._loaded: dict[str, torch.Tensor] = {}
-        if manifest.objects:
-            self._python = json.loads(read_objects(path, manifest.objects[self.saved_rank]))
-
-    def stored_name(self, name: str) -> str:
-        """Where this rank's value of ``name`` is: its own, the common one, or the one it is tied to."""
-        mine = per_rank_name(self.saved_rank, name)
-        if mine in self.manifest.tensors:
-            return mine
-        if name not in self.manifest.tensors:
-            name = self.manifest.aliases.get(name, name)
-            mine = per_rank_name(self.saved_rank, name)
-            return mine if mine in self.manifest.tensors else name
-        return name
-
-    def names(self, prefix: str) -> list[str]:
-        return [name for name in self.manifest.tensors if name.startswith(prefix)]
-
-    def dtype_and_shape(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
-        info = self.manifest.tensors[name]
-        return dtype_of(info.dtype), info.shape
-
-    def python(self, name: str) -> Any | None:
-        return self._python.get(name)
-
-    def decode(self, value: Any) -> Any:
-        return decode(value, self._loaded.__getitem__, self._allow_pickle)
-
-    def provide(self, name: str, tensor: torch.Tensor) -> None:
-        """Say which tensor holds the loaded values of ``name``."""
-        self._loaded[name] = tensor
-
-    def referenced(self, value: Any) -> list[str]:
-        """Names of the tensors that an encoded value refers to."""
-        if isinstance(value, list):
-            return [name for item in value for name in self.referenced(item)]
-        if isinstance(value, dict):
-            if value.get("$") == "tensor":
-                return [value["name"]]
-            return [name for item in value.values() for name in self.referenced(item)]
-        return []
 
 
 def restore(
@@ -102,16 +42,13 @@ def restore(
     steps = json.loads(vote.leader(json.dumps(directory.steps()).encode()))
     damaged: dict[int, str] = {}
     for step in reversed(steps):
-        path = directory.of_step(step)
         try:
-            saved = vote.all_agree(lambda path=path: _open(path, vote.rank, allow_pickle))
-            sections, targets = vote.all_agree(lambda saved=saved: _match(saved, state, vote.rank, strict, only))
-            vote.all_agree(lambda saved=saved, targets=targets: _load(saved, targets, config))
+            saved = _load_step(directory, vote, step, state, config, strict, only, allow_pickle)
         except DamagedCheckpointError as error:
             damaged[step] = str(error)
             logger.warning("checkpoint of step %d is damaged, falling back to an older one: %s", step, error)
             continue
-        _apply(saved, state, sections, vote.rank, only)
+        _apply_python(saved, state, vote.rank, only)
         return saved.manifest.step + 1, set(damaged)
     if damaged:
         report = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
@@ -119,6 +56,47 @@ def restore(
             f"no checkpoint of {directory.path} can be restored and the live state may be half overwritten: {report}"
         )
     return 0, set()
+
+
+def _load_step(
+    directory: CheckpointDirectory,
+    vote: Vote,
+    step: int,
+    state: Mapping[str, Any],
+    config: CheckpointerConfig,
+    strict: bool,
+    only: Sequence[str] | None,
+    allow_pickle: bool,
+) -> SavedCheckpoint:
+    """Bring the tensors of ``state`` to ``step``, on all ranks or on none of them for good."""
+    path = directory.of_step(step)
+
+    def open_step() -> SavedCheckpoint:
+        return SavedCheckpoint(path, read_manifest(path), vote.rank, allow_pickle)
+
+    saved = vote.all_agree(open_step)
+
+    def match_step() -> list[Target]:
+        return match(saved, state, vote.rank, strict, only)
+
+    targets = vote.all_agree(match_step)
+
+    def load_step() -> int:
+        plan = plan_load(saved.manifest.tensors, targets)
+        return load(saved.path, saved.manifest, plan, threads=config.read_threads, direct_io=config.direct_io)
+
+    vote.all_agree(load_step)
+    return saved
+
+
+def _apply_python(saved: SavedCheckpoint, state: Mapping[str, Any], rank: int, only: Sequence[str] | None) -> None:
+    """Take Python values back; immutable ones are put into their container."""
+    context = make_context(state, rank)
+    for name, value, container, key in list(leaves(state)):
+        if selected_section(name, only):
+            now = provider_for(value, name).apply(value, name, context, saved)
+            if now is not value:
+                container[key] = now
 
 
 class Vote:
@@ -158,145 +136,3 @@ class Vote:
     def _gather(self, payload: bytes) -> list[bytes]:
         self._count += 1  # keys must never repeat
         return self._channel.gather(f"restore/{self._count}", payload, self._timeout_s)
-
-
-def _open(path: Path, rank: int, allow_pickle: bool) -> SavedCheckpoint:
-    return SavedCheckpoint(path, read_manifest(path), rank, allow_pickle)
-
-
-def _match(
-    saved: SavedCheckpoint, state: Mapping[str, Any], rank: int, strict: bool, only: Sequence[str] | None
-) -> tuple[list[Section], list[Target]]:
-    """Pair live tensors with stored ones; create what the checkpoint has and the state lacks."""
-    context = make_context(state, rank)
-    for name, value, _, _ in leaves(state):
-        if _selected_section(name, only):
-            provider_for(value, name).prepare(value, name, context, saved)
-    sections = [collect(name, value, context) for name, value, _, _ in leaves(state) if _selected_section(name, only)]
-    targets: list[Target] = []
-    missing: list[str] = []
-    used: set[str] = set()
-    for section in sections:
-        for held, tensor in zip(section.held, section.tensors, strict=True):
-            if not _selected(held.name, only):
-                continue
-            stored = saved.stored_name(held.name)
-            if stored not in saved.manifest.tensors:
-                missing.append(held.name)
-                continue
-            used.add(stored)
-            if _fits(saved, stored, held.name, held.dtype, held.shape, isinstance_tree=section.guard is None):
-                targets.append(Target(stored, tensor, held.box))
-                saved.provide(held.name, tensor)
-        for alias, name in section.aliases.items():
-            if saved.stored_name(alias) not in saved.manifest.tensors:
-                missing.append(f"{alias} (tied to {name})")
-        _add_referenced(saved, section, targets, used)
-    if strict:
-        _check_names(saved, state, missing, used, only)
-    return sections, targets
-
-
-def _fits(
-    saved: SavedCheckpoint, stored: str, name: str, dtype: str, shape: tuple[int, ...], isinstance_tree: bool
-) -> bool:
-    """Whether the live tensor can take the stored values in place.
-
-    Containers and stateful objects may have changed shape since: theirs are then loaded afresh. For modules and
-    optimizers a misfit is an error.
-    """
-    info = saved.manifest.tensors[stored]
-    if (info.dtype, info.shape) == (dtype, shape):
-        return True
-    if isinstance_tree:
-        return False
-    raise ValueError(
-        f"{name} is {dtype}{list(shape)} in the live state but {info.dtype}{list(info.shape)} in {saved.path}; build the "
-        "model as it was saved, or restore a part with only="
-    )
-
-
-def _add_referenced(saved: SavedCheckpoint, section: Section, targets: list[Target], used: set[str]) -> None:
-    """Tensors inside Python values that no live tensor takes are loaded into new host tensors."""
-    have = {target.name for target in targets}
-    for name in saved.referenced(saved.python(section.name)):
-        stored = saved.stored_name(name)
-        if stored not in saved.manifest.tensors:
-            raise DamagedCheckpointError(
-                f"{saved.path}: {section.name} refers to the tensor {name}, which is not stored"
-            )
-        used.add(stored)
-        if stored not in have:
-            dtype, shape = saved.dtype_and_shape(stored)
-            tensor = torch.empty(shape, dtype=dtype)
-            targets.append(Target(stored, tensor, Box.whole(shape)))
-            saved.provide(name, tensor)
-
-
-def _check_names(
-    saved: SavedCheckpoint,
-    state: Mapping[str, Any],
-    missing: list[str],
-    used: set[str],
-    only: Sequence[str] | None,
-) -> None:
-    """Raise if either side has names that the other lacks."""
-    known = {_plain(name) for name in used}
-    unused = [name for name in saved.manifest.tensors if _plain(name) not in known and _selected(_plain(name), only)]
-    sections = {name for name, _, _, _ in leaves(state)}
-    unused += [name for name in saved._python if name not in sections and _selected_section(name, only)]
-    problems = []
-    if missing:
-        problems.append(f"not in the checkpoint: {_some(missing)}")
-    if unused:
-        problems.append(f"not in the live state: {_some(unused)}")
-    if problems:
-        raise ValueError(
-            f"{saved.path} does not match the state: {'; '.join(problems)}. Pass strict=False to restore what both have, or "
-            "only= to restore a part"
-        )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def _plain(name: str) -> str:
-    """Without ``per_rank.<rank>.``."""
-    return name.split(".", 2)[2] if name.startswith("per_rank.") and name.count(".") > 1 else name
-
-
-def _load(saved: SavedCheckpoint, targets: list[Target], config: CheckpointerConfig) -> None:
-    plan = plan_load(saved.manifest.tensors, targets)
-    load(saved.path, saved.manifest, plan, threads=config.read_threads, direct_io=config.direct_io)
-
-
-def _apply(
-    saved: SavedCheckpoint,
-    state: Mapping[str, Any],
-    sections: list[Section],
-    rank: int,
-    only: Sequence[str] | None,
-) -> None:
-    """Take Python values back; immutable ones are put into their container."""
-    context = make_context(state, rank)
-    for name, value, container, key in list(leaves(state)):
-        if _selected_section(name, only):
-            now = provider_for(value, name).apply(value, name, context, saved)
-            if now is not value:
-                container[key] = now
-
-
-def _selected(name: str, only: Sequence[str] | None) -> bool:
-    return only is None or any(fnmatch.fnmatchcase(_plain(name), pattern) for pattern in only)
-
-
-def _selected_section(name: str, only: Sequence[str] | None) -> bool:
-    """Whether a pattern can select anything under ``name``."""
-    if only is None:
-        return True
-    return any(
-        fnmatch.fnmatchcase(name, pattern)
-        or all(fnmatch.fnmatchcase(a, b) for a, b in zip(name.split("."), pattern.split("."), strict=False))
-        for pattern in only
-    )

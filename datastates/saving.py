@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 
-import _elastates
 from datastates import manifest
 from datastates.agreement import Planner, SavePlan, begin_message, begin_problem, json_bytes
 from datastates.config import CheckpointerConfig
@@ -41,6 +40,8 @@ from datastates.directory import (
 from datastates.errors import CheckpointError, CheckpointSkipped, MutationError, StorageFullError
 from datastates.handle import Checkpoint
 from datastates.lanes import Lane
+
+import _elastates
 
 logger = logging.getLogger("datastates")
 Finished = Callable[[Checkpoint, CheckpointError | None, int], None]
@@ -234,8 +235,8 @@ class SavePipeline:
             names = [held[int(index)].name for index in error.args[1].split(",")]
             shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
             return MutationError(
-                f"checkpoint of step {job.checkpoint.step} on rank {self._channel.rank}: {shown} changed before the copy "
-                "was complete; call checkpoints.gate() before writing to state by other means than optimizer.step()"
+                f"checkpoint of step {job.checkpoint.step} on rank {self._channel.rank}: {shown} changed before the "
+                "copy was complete; call checkpoints.gate() before writing to it by other means than optimizer.step()"
             )
         return as_checkpoint_error(job.checkpoint, error, self._channel.rank)
 
@@ -322,7 +323,7 @@ class SavePipeline:
             if old:
                 read_manifest(self._directory.of_step(steps[-1]))
                 self._directory.remove(old)
-        except Exception:  # noqa: BLE001  (the checkpoint is durable; what could not be removed is tried again)
+        except Exception:
             logger.exception("retention could not remove old checkpoints of %s", self._directory.path)
 
     def _give_up(self, job: _Job, error: Exception) -> None:
@@ -357,7 +358,7 @@ def as_checkpoint_error(checkpoint: Checkpoint, error: Exception, rank: int) -> 
     full = isinstance(error, _elastates.StatusError) and error.args[0] in ("no_space", "quota_exceeded")
     kind = StorageFullError if full else type(error) if isinstance(error, CheckpointError) else CheckpointError
     prefix = f"checkpoint of step {checkpoint.step} on rank {rank}: "
-    if text.startswith(prefix) or isinstance(error, kind) and text.startswith("checkpoint of step"):
+    if text.startswith(prefix) or (isinstance(error, kind) and text.startswith("checkpoint of step")):
         return error  # type: ignore[return-value]
     wrapped = kind(f"{prefix}{text if isinstance(error, DataErrors) else f'{type(error).__name__}: {text}'}")
     wrapped.__cause__ = error

@@ -1,8 +1,8 @@
 """What a state provider is, and the registry that finds one for a value.
 
 A provider knows one kind of state: which tensors it consists of, which Python values belong to it, and how it takes
-both back. How bytes move is none of its business. A value becomes one :class:`Section`, which the checkpointer keeps for
-as long as its guard says that the same tensors are still the state.
+both back. How bytes move is none of its business. A value becomes one :class:`Section`, which the checkpointer keeps
+for as long as its guard says that the same tensors are still the state.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class SectionBuilder:
             raise ValueError(f"{name}: {error}") from None
         if local.layout != torch.strided or local.is_quantized or local.device.type not in ("cpu", "cuda"):
             raise TypeError(
-                f"{name} is a {local.layout} tensor of {local.dtype} on {local.device}; only dense tensors on CPU or CUDA "
-                "can be stored: convert it, or give its owner state_dict()/load_state_dict() with dense tensors"
+                f"{name} is a {local.layout} tensor of {local.dtype} on {local.device}; only dense tensors on CPU or "
+                "CUDA can be stored: convert it, or give its owner state_dict()/load_state_dict() with dense tensors"
             )
         if group == COPIED and self.context.declared_lazy(name):
             group = self.context.declared_group
@@ -139,7 +139,7 @@ class StateProvider(abc.ABC):
     def collect(self, value: Any, out: SectionBuilder) -> None:
         """Announce the tensors of ``value`` to ``out``, and set ``out.section.python`` and ``.guard``."""
 
-    def prepare(self, value: Any, name: str, context: Context, saved: Saved) -> None:
+    def prepare(self, value: Any, name: str, context: Context, saved: Saved) -> None:  # noqa: B027  (optional)
         """Before a restore collects: create tensors that the checkpoint has and ``value`` does not have yet."""
 
     @abc.abstractmethod

@@ -16,6 +16,8 @@ _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 class ModuleProvider(StateProvider):
+    """``{name}.{fully qualified name}``; lazy where an optimizer of the state writes the parameter."""
+
     handles = (torch.nn.Module,)
 
     def collect(self, value: torch.nn.Module, out: SectionBuilder) -> None:

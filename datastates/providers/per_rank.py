@@ -23,6 +23,8 @@ def per_rank(value: Any) -> PerRank:
 
 
 class PerRankProvider(StateProvider):
+    """Asks the provider of the wrapped value, and keeps its tensors under names of this rank."""
+
     handles = (PerRank,)
 
     def collect(self, value: PerRank, out: SectionBuilder) -> None:

@@ -22,6 +22,8 @@ def rng_state() -> RngState:
 
 
 class RngProvider(StateProvider):
+    """Stored inline with the Python state, which is every rank's own."""
+
     handles = (RngState,)
 
     def collect(self, value: RngState, out: SectionBuilder) -> None:

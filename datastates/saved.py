@@ -1,0 +1,196 @@
+"""A checkpoint being restored: what it holds, as the providers of one rank see it, and which live tensor takes what."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datastates.capture import collect, leaves, make_context
+from datastates.directory import read_objects
+from datastates.dtypes import dtype_of
+from datastates.errors import DamagedCheckpointError
+from datastates.loading import Target
+from datastates.manifest import Manifest
+from datastates.plan import per_rank_name
+from datastates.providers import Section, provider_for
+from datastates.typed_json import decode
+from oneflow_sbp import Box
+
+
+class SavedCheckpoint:
+    """A checkpoint as the providers of one rank see it."""
+
+    def __init__(self, path: Path, manifest: Manifest, rank: int, allow_pickle: bool = False) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.saved_rank = rank % manifest.num_ranks
+        self._allow_pickle = allow_pickle
+        self._python: dict[str, Any] = {}
+        self._loaded: dict[str, torch.Tensor] = {}
+        if manifest.objects:
+            self._python = json.loads(read_objects(path, manifest.objects[self.saved_rank]))
+
+    def stored_name(self, name: str) -> str:
+        """Where this rank's value of ``name`` is: its own, the common one, or the one it is tied to."""
+        mine = per_rank_name(self.saved_rank, name)
+        if mine in self.manifest.tensors:
+            return mine
+        if name not in self.manifest.tensors:
+            name = self.manifest.aliases.get(name, name)
+            mine = per_rank_name(self.saved_rank, name)
+            return mine if mine in self.manifest.tensors else name
+        return name
+
+    def names(self, prefix: str) -> list[str]:
+        return [name for name in self.manifest.tensors if name.startswith(prefix)]
+
+    def dtype_and_shape(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+        info = self.manifest.tensors[name]
+        return dtype_of(info.dtype), info.shape
+
+    def python(self, name: str) -> Any | None:
+        return self._python.get(name)
+
+    def decode(self, value: Any) -> Any:
+        return decode(value, self._loaded.__getitem__, self._allow_pickle)
+
+    def provide(self, name: str, tensor: torch.Tensor) -> None:
+        """Say which tensor holds the loaded values of ``name``."""
+        self._loaded[name] = tensor
+
+    def referenced(self, value: Any) -> list[str]:
+        """Names of the tensors that an encoded value refers to."""
+        if isinstance(value, list):
+            return [name for item in value for name in self.referenced(item)]
+        if isinstance(value, dict):
+            if value.get("$") == "tensor":
+                return [value["name"]]
+            return [name for item in value.values() for name in self.referenced(item)]
+        return []
+
+
+def match(
+    saved: SavedCheckpoint, state: Mapping[str, Any], rank: int, strict: bool, only: Sequence[str] | None
+) -> list[Target]:
+    """Pair live tensors with stored ones; create what the checkpoint has and the state lacks.
+
+    Raises:
+        ValueError: names, shapes or dtypes do not fit; no live value has been changed.
+        DamagedCheckpointError: the checkpoint contradicts itself.
+    """
+    context = make_context(state, rank)
+    for name, value, _, _ in leaves(state):
+        if selected_section(name, only):
+            provider_for(value, name).prepare(value, name, context, saved)
+    sections = [collect(name, value, context) for name, value, _, _ in leaves(state) if selected_section(name, only)]
+    targets: list[Target] = []
+    missing: list[str] = []
+    used: set[str] = set()
+    for section in sections:
+        for held, tensor in zip(section.held, section.tensors, strict=True):
+            if not _selected(held.name, only):
+                continue
+            stored = saved.stored_name(held.name)
+            if stored not in saved.manifest.tensors:
+                missing.append(held.name)
+                continue
+            used.add(stored)
+            if _fits(saved, stored, held.name, held.dtype, held.shape, isinstance_tree=section.guard is None):
+                targets.append(Target(stored, tensor, held.box))
+                saved.provide(held.name, tensor)
+        for alias, name in section.aliases.items():
+            if saved.stored_name(alias) not in saved.manifest.tensors:
+                missing.append(f"{alias} (tied to {name})")
+        _add_referenced(saved, section, targets, used)
+    if strict:
+        _check_names(saved, state, missing, used, only)
+    return targets
+
+
+def _fits(
+    saved: SavedCheckpoint, stored: str, name: str, dtype: str, shape: tuple[int, ...], isinstance_tree: bool
+) -> bool:
+    """Whether the live tensor can take the stored values in place.
+
+    Containers and stateful objects may have changed shape since: theirs are then loaded afresh. For modules and
+    optimizers a misfit is an error.
+    """
+    info = saved.manifest.tensors[stored]
+    if (info.dtype, info.shape) == (dtype, shape):
+        return True
+    if isinstance_tree:
+        return False
+    raise ValueError(
+        f"{name} is {dtype}{list(shape)} in the live state but {info.dtype}{list(info.shape)} in {saved.path}; build "
+        "the model as it was saved, or restore a part with only="
+    )
+
+
+def _add_referenced(saved: SavedCheckpoint, section: Section, targets: list[Target], used: set[str]) -> None:
+    """Tensors inside Python values that no live tensor takes are loaded into new host tensors."""
+    have = {target.name for target in targets}
+    for name in saved.referenced(saved.python(section.name)):
+        stored = saved.stored_name(name)
+        if stored not in saved.manifest.tensors:
+            raise DamagedCheckpointError(
+                f"{saved.path}: {section.name} refers to the tensor {name}, which is not stored"
+            )
+        used.add(stored)
+        if stored not in have:
+            dtype, shape = saved.dtype_and_shape(stored)
+            tensor = torch.empty(shape, dtype=dtype)
+            targets.append(Target(stored, tensor, Box.whole(shape)))
+            saved.provide(name, tensor)
+
+
+def _check_names(
+    saved: SavedCheckpoint,
+    state: Mapping[str, Any],
+    missing: list[str],
+    used: set[str],
+    only: Sequence[str] | None,
+) -> None:
+    """Raise if either side has names that the other lacks."""
+    known = {_plain(name) for name in used}
+    unused = [name for name in saved.manifest.tensors if _plain(name) not in known and _selected(_plain(name), only)]
+    sections = {name for name, _, _, _ in leaves(state)}
+    unused += [name for name in saved._python if name not in sections and selected_section(name, only)]
+    problems = []
+    if missing:
+        problems.append(f"not in the checkpoint: {_some(missing)}")
+    if unused:
+        problems.append(f"not in the live state: {_some(unused)}")
+    if problems:
+        raise ValueError(
+            f"{saved.path} does not match the state: {'; '.join(problems)}. Pass strict=False to restore what both "
+            "have, or only= to restore a part"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _plain(name: str) -> str:
+    """Without ``per_rank.<rank>.``."""
+    return name.split(".", 2)[2] if name.startswith("per_rank.") and name.count(".") > 1 else name
+
+
+def _selected(name: str, only: Sequence[str] | None) -> bool:
+    return only is None or any(fnmatch.fnmatchcase(_plain(name), pattern) for pattern in only)
+
+
+def selected_section(name: str, only: Sequence[str] | None) -> bool:
+    """Whether a pattern can select anything under ``name``."""
+    if only is None:
+        return True
+    return any(
+        fnmatch.fnmatchcase(name, pattern)
+        or all(fnmatch.fnmatchcase(a, b) for a, b in zip(name.split("."), pattern.split("."), strict=False))
+        for pattern in only
+    )
