@@ -50,8 +50,9 @@ void Actor::HandleRare(const Message& message) {
 
 bool Actor::ConditionsHold() {
   if (ins_.empty()) {
-    Supply supply = graph_->job().failed() ? Supply::kEnd : Poll();
-    if (supply == Supply::kEnd || (supply == Supply::kIdle && graph_->closing())) input_ended_ = true;
+    const bool closing = graph_->closing();  // before Poll(), which then sees all that was put before Close()
+    const Supply supply = graph_->job().failed() ? Supply::kEnd : Poll();
+    if (supply == Supply::kEnd || (supply == Supply::kIdle && closing)) input_ended_ = true;
     if (supply != Supply::kReady) return false;
   }
   for (OutPort* out : outs_) {

@@ -59,6 +59,15 @@ Status CountCopied(Snapshot* snapshot, const ChunkRange& range, Counters* counte
   return status;
 }
 
+// Ends a copy that has begun, however its act ends.
+struct CopyEnder {
+  explicit CopyEnder(Snapshot* which) : snapshot(which) {}
+  ~CopyEnder() {
+    if (snapshot != nullptr) snapshot->EndCopy();
+  }
+  Snapshot* snapshot;
+};
+
 bool ReadsDevices(const SnapshotPlan& plan, const ChunkRange& range) {
   for (size_t i = range.first_segment; i < plan.segments.size(); ++i) {
     if (plan.segments[i].file_offset >= range.end) return false;
@@ -104,8 +113,9 @@ Status Copy::Act() {
   block.range = chunk.range;
   Snapshot& snapshot = *chunk.task->snapshot;
   if (!snapshot.BeginCopy()) return snapshot.status();
+  CopyEnder ender(&snapshot);
   Status status = Fill(chunk, &block);
-  if (block.tickets.empty()) snapshot.EndCopy();  // otherwise Checksum does
+  if (!block.tickets.empty()) ender.snapshot = nullptr;  // Checksum ends it
   return status;
 }
 
@@ -171,13 +181,11 @@ Status Checksum::Act() {
   block.block = filled.block;
   if (filled.tickets.empty()) return Status::Ok();
   Snapshot* snapshot = filled.task->snapshot.get();
+  CopyEnder ender(snapshot);
   Status status = WaitForAll(filled.tickets);
-  if (status.ok()) {
-    ChecksumExtents(snapshot, filled.range, filled.block.data());
-    status = CountCopied(snapshot, filled.range, &counters_);
-  }
-  snapshot->EndCopy();
-  return status;
+  if (!status.ok()) return status;
+  ChecksumExtents(snapshot, filled.range, filled.block.data());
+  return CountCopied(snapshot, filled.range, &counters_);
 }
 
 // Also runs after an act that failed, which has waited and ended the copy, and emitted already.

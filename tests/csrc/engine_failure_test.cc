@@ -81,6 +81,20 @@ TEST(failure_reaches_a_waiter_at_the_gate) {
         StatusCode::kIoError);  // it would never be copied: the arena is small
 }
 
+TEST(device_segment_without_a_device_fails_its_snapshot) {
+  if (NumDevices() > 0)
+    return;  // device copies are tested through the extension, where there are tensors to copy
+  TempDir dir;
+  auto engine = MakeEngine(SmallEngine(3));
+  Sample sample = MakeSample(dir.File("data"), 100, {30000, 30000}, 4096);
+  sample.plan.segments[1].device = 0;
+  auto snapshot = engine->Submit(sample.plan);
+  CHECK(!snapshot->WaitCopied(kTimeoutS).ok());
+  CHECK(snapshot->WaitWritten(kTimeoutS).message().find("copy-") == 0);
+  engine->Close();
+  CHECK_EQ(engine->free_bytes(), engine->stats().arena_bytes);
+}
+
 TEST(existing_file_is_not_overwritten) {
   TempDir dir;
   std::ofstream(dir.File("data")) << "precious";

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <future>
 #include <mutex>
+#include <stdexcept>
 
 #include "base/thread.h"
 #include "engine/copy_priority.h"
@@ -78,6 +79,17 @@ TEST(mutation_fails_the_snapshot_and_nobody_is_told_that_it_was_copied) {
   CHECK(later->WaitWritten(kTimeoutS).ok());
   CheckFileAndCrcs(next, dir.File("next"), *later);
   CHECK_EQ(engine->stats().num_failed, 1u);
+}
+
+TEST(check_that_throws_fails_the_snapshot_and_releases_its_waiters) {
+  TempDir dir;
+  auto engine = MakeEngine(SmallEngine(3));
+  Sample sample = MakeSample(dir.File("data"), 100, {30000}, 4096);
+  sample.plan.check_unchanged = [](uint32_t) -> Status { throw std::runtime_error("boom"); };
+  auto snapshot = engine->Submit(sample.plan);
+  CHECK(snapshot->WaitCopied(kTimeoutS).code() == StatusCode::kInternal);
+  CHECK(snapshot->WaitWritten(kTimeoutS).message().find("boom") != std::string::npos);
+  CHECK(snapshot->TakeOwner() != nullptr);
 }
 
 // An owner that knows which thread destroyed it.
