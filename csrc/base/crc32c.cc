@@ -7,7 +7,6 @@
 #include "base/crc32c_x86.h"
 
 #if defined(__aarch64__) && defined(__linux__)
-#include <arm_acle.h>
 #include <sys/auxv.h>
 #endif
 
@@ -73,13 +72,24 @@ void AddFastVersions(std::vector<Crc32cVersion>* versions) {
 
 #elif defined(__aarch64__) && defined(__linux__)
 
-__attribute__((target("+crc"))) uint32_t ExtendArm(uint32_t state, const char* data, size_t size_bytes) {
+// In assembly, because compilers disagree on whether one function may use an extension that the file may not.
+inline uint32_t ArmCrc(uint32_t state, uint64_t word) {
+  asm(".arch_extension crc\n\tcrc32cx %w0, %w0, %x1" : "+r"(state) : "r"(word));
+  return state;
+}
+
+inline uint32_t ArmCrc(uint32_t state, unsigned char byte) {
+  asm(".arch_extension crc\n\tcrc32cb %w0, %w0, %w1" : "+r"(state) : "r"(byte));
+  return state;
+}
+
+uint32_t ExtendArm(uint32_t state, const char* data, size_t size_bytes) {
   for (; size_bytes >= 8; data += 8, size_bytes -= 8) {
     uint64_t word;
     std::memcpy(&word, data, sizeof(word));
-    state = __crc32cd(state, word);
+    state = ArmCrc(state, word);
   }
-  for (; size_bytes > 0; ++data, --size_bytes) state = __crc32cb(state, static_cast<uint8_t>(*data));
+  for (; size_bytes > 0; ++data, --size_bytes) state = ArmCrc(state, static_cast<unsigned char>(*data));
   return state;
 }
 
