@@ -30,10 +30,10 @@ struct Scatter {
   char* dst;
 };
 
-// The defaults were measured on a virtual disk, one cold file of 1 GiB, best of 17 interleaved runs, MB/s: 3
-// readers of 2 MiB 2705, 4 of 2 MiB 2810, 6 of 2 MiB 2688, 4 of 4 MiB 2247; plain O_DIRECT 2976 with one
-// reader of 8 MiB and 2282 with four: what counts is that the staging buffers stay small enough for the
-// caches.
+// The defaults were measured on a virtual disk and two busy cores: one cold file of 1 GiB, 17 interleaved
+// runs, MB/s as best / median. 3 readers of 2 MiB 2705 / 2162, 4 of them 2810 / 1594, 6 of them 2688 / 1595,
+// 4 of 4 MiB 2247 / 1430; plain O_DIRECT 2976 / 2365 with one reader of 8 MiB, 2282 / 1495 with four, 2903 /
+// 2392 with four of 2 MiB.
 struct ReadOptions {
   int num_threads = 3;             // reads in flight: each thread owns one staging buffer
   size_t request_bytes = 2 << 20;  // one read; rounded up to 4096, at most 1 GiB
