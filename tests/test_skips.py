@@ -30,10 +30,8 @@ def test_exit_status(launch: Launcher, tmp_path: Path, test: str, expected_statu
     # One test that passes keeps pytest from calling a wholly skipped run empty.
     (tmp_path / "test_it.py").write_text(f"import pytest\n{test}\n")
     (tmp_path / "test_other.py").write_text("def test_other(): assert True\n")
-    support = Path(__file__).parent / "support"
+    env = {"PYTHONPATH": Path(__file__).parent / "support", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     options = ["-p", "no:cacheprovider", "--rootdir", tmp_path, "-c", "/dev/null"]
-    launched = launch.python(
-        "-m", "pytest", *options, tmp_path / "test_it.py", tmp_path / "test_other.py", env={"PYTHONPATH": support}
-    )
+    launched = launch.python("-m", "pytest", *options, tmp_path / "test_it.py", tmp_path / "test_other.py", env=env)
     launched.wait(expect=expected_status)
     assert ("UNEXPECTED SKIPS" in launched.output) == (expected_status == 1)
