@@ -11,6 +11,7 @@ import argparse
 import random
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -191,7 +192,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--num-tiny", type=int, default=2000, help="1 KB parameters in the model (%(default)s)")
     parser.add_argument("--tiny-count", type=int, default=50_000, help="4 KB tensors of the second part (%(default)s)")
     parser.add_argument("--tiny-repeats", type=int, default=3, help="of the second part; 0: leave it out (%(default)s)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if unknown := set(options.contenders) - set(NAMES):
         parser.error(f"unknown contenders {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     return options

@@ -23,6 +23,7 @@ class PeakMemory:
 
     def __init__(self) -> None:
         self.peak_extra_mb = 0.0
+        self.samples = 0
         self._stop = threading.Event()
         self._sampler = threading.Thread(target=self._sample, name="bench-memory")
 
@@ -43,6 +44,7 @@ class PeakMemory:
     def _sample(self) -> None:
         while not self._stop.wait(SAMPLE_PERIOD_S):
             self._peak_bytes = max(self._peak_bytes, resident_bytes())
+            self.samples += 1
 
 
 def settle() -> None:

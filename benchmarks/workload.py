@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -137,7 +136,8 @@ class Workload(State):
         ``step`` returns its own seconds; without it, a forward/backward is meant.
         """
         num_tokens = len(self.tokens)
-        while (taken_s := statistics.median((step or self.forward_backward)() for _ in range(3))) < step_s:
+        # The least of three: a busy minute must not pass for a long step.
+        while (taken_s := min((step or self.forward_backward)() for _ in range(3))) < step_s:
             # A quarter more than needed: short steps understate the cost of a token.
             num_tokens = max(num_tokens + 16, math.ceil(num_tokens * min(8.0, 1.25 * step_s / taken_s)))
             self.tokens = torch.randint(self.model.embedding.num_embeddings, (num_tokens,))
