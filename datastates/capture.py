@@ -13,6 +13,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,12 @@ class Structure:
     def of(cls, held: Sequence[Held], aliases: Mapping[str, str]) -> Structure:
         return cls(tuple(held), dict(aliases), hashlib.sha256(describe(held, aliases)).hexdigest())
 
-    @property
+    @cached_property
     def num_groups(self) -> int:
         """Native groups: group ``g`` of :class:`Held` is ``g + 1``, and 0 is what has been copied."""
         return max((h.group for h in self.held), default=COPIED) + 2
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         return sum(h.nbytes for h in self.held)
 
@@ -137,7 +138,8 @@ class StateCapture:
         self._structure = Structure.of((), {})
         self._tensors: list[torch.Tensor] = []
         self._copied: list[int] = []
-        self._groups = np.zeros(0, dtype=np.uint32)
+        self._set: Any = None  # _elastates.TensorSet
+        self._devices: list[int] = []
         self._written: dict[int, set[int]] = {}
 
     def take(self, state: Mapping[str, Any], sample_begin: int, sample_bytes: int) -> Captured:
@@ -150,10 +152,8 @@ class StateCapture:
         """
         self._refresh(state)
         python = {s.name: encoded for s in self._sections if (encoded := s.python()) is not None}
-        tensors = list(self._tensors)
-        for index in self._copied:
-            tensors[index] = _own_copy(tensors[index])
-        refs = _elastates.TensorRefs(tensors, self._groups, sample_begin, sample_bytes, _streams(tensors))
+        copies = [(index, _own_copy(self._tensors[index])) for index in self._copied]
+        refs = self._set.hold(copies, sample_begin, sample_bytes, _streams(self._devices))
         return Captured(self._structure, refs, python)
 
     def groups_written_by(self, optimizer: torch.optim.Optimizer) -> set[int]:
@@ -180,11 +180,13 @@ class StateCapture:
             self._values = values
             self._assemble()
         elif any(s.guard is None for s in self._sections):
+            before = self._sections
             self._sections = [
                 s if s.guard is not None else collect(s.name, value, self._context)
-                for s, (_, value) in zip(self._sections, values, strict=True)
+                for s, (_, value) in zip(before, values, strict=True)
             ]
-            self._assemble()
+            if not all(map(_same_tensors, self._sections, before)):
+                self._assemble()
 
     def _assemble(self) -> None:
         """Join the sections: one name, one tensor; a tensor met again under another name is an alias."""
@@ -213,7 +215,8 @@ class StateCapture:
         if list(self._structure.held) != held or self._structure.aliases != aliases:
             self._structure = Structure.of(held, aliases)
         self._copied = [i for i, h in enumerate(held) if h.group == COPIED]
-        self._groups = np.array([h.group + 1 for h in held], dtype=np.uint32)
+        self._set = _elastates.TensorSet(tensors, np.array([h.group + 1 for h in held], dtype=np.uint32))
+        self._devices = sorted({t.get_device() for t in tensors if t.is_cuda})
         self._written = {}
         for item, tensor in zip(held, tensors, strict=True):
             if item.group != COPIED:
@@ -234,6 +237,16 @@ class StateCapture:
             )
 
 
+def _same_tensors(now: Section, before: Section) -> bool:
+    if now is before:
+        return True
+    return (
+        now.held == before.held
+        and now.aliases == before.aliases
+        and all(a is b for a, b in zip(now.tensors, before.tensors, strict=True))
+    )
+
+
 def _own_copy(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor.detach())
 
@@ -243,8 +256,6 @@ def _storage(tensor: torch.Tensor) -> int:
     return int(local.untyped_storage().data_ptr())
 
 
-def _streams(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
-    if not torch.cuda.is_available():
-        return []
-    devices = {t.get_device() for t in tensors if t.is_cuda}
-    return [(device, torch.cuda.current_stream(device).cuda_stream) for device in sorted(devices)]
+def _streams(devices: Sequence[int]) -> list[tuple[int, int]]:
+    """(device, cudaStream_t) of the work that produces the values."""
+    return [(device, torch.cuda.current_stream(device).cuda_stream) for device in devices]

@@ -65,8 +65,10 @@ def encode(value: object, path: str, tensor_out: TensorOut | None = None) -> Jso
     for kind, cls, to_json in _ENCODERS:
         if type(value) is cls:
             return {"$": kind, "v": to_json(value, lambda item, key: encode(item, f"{path}.{key}", tensor_out))}
+    if isinstance(value, np.ndarray):
+        return {"$": "numpy", "v": _array(value, path)}
     if isinstance(value, np.generic):
-        return {"$": "numpy", "v": _array(np.asarray(value)), "scalar": True}
+        return {"$": "numpy", "v": _array(np.asarray(value), path), "scalar": True}
     if isinstance(value, pathlib.PurePath):
         return {"$": "path", "v": str(value)}
     if isinstance(value, enum.Enum) and isinstance(value, (int, str)):
@@ -108,7 +110,7 @@ def decode(value: Json, tensor_in: TensorIn | None = None, allow_pickle: bool = 
 
 
 def _inline_tensor(tensor: torch.Tensor) -> Json:
-    host = tensor.detach().cpu().contiguous()
+    host = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     raw = host.reshape(-1).view(torch.uint8).numpy().tobytes() if host.numel() else b""
     return {
         "$": "inline_tensor",
@@ -118,9 +120,12 @@ def _inline_tensor(tensor: torch.Tensor) -> Json:
     }
 
 
-def _array(array: np.ndarray) -> Json:
-    if array.dtype.hasobject:
-        raise TypeError("NumPy arrays of Python objects have no typed JSON form")
+def _array(array: np.ndarray, path: str) -> Json:
+    if array.dtype.hasobject or array.dtype.fields:
+        raise TypeError(
+            f"{path} is a NumPy array of {array.dtype}, which has no typed JSON form; store its fields or items as plain "
+            "arrays or values, or wrap it in datastates.pickled(...)"
+        )
     raw = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
     return {"dtype": array.dtype.str, "shape": list(array.shape), "data": raw}
 
@@ -140,7 +145,8 @@ def _sequence(values: Any, encode_item: Callable[[object, object], Json]) -> Jso
 
 
 def _sorted_set(values: Any, encode_item: Callable[[object, object], Json]) -> Json:
-    return _sequence(sorted(values, key=lambda item: (type(item).__name__, item)), encode_item)
+    # By representation: values of one type need not be comparable, such as None or complex numbers inside tuples.
+    return _sequence(sorted(values, key=lambda item: (type(item).__name__, repr(item))), encode_item)
 
 
 _ENCODERS: tuple[tuple[str, type, Callable[[Any, Callable[[object, object], Json]], Json]], ...] = (
@@ -156,7 +162,6 @@ _ENCODERS: tuple[tuple[str, type, Callable[[Any, Callable[[object, object], Json
     ("bytes", bytes, lambda v, f: base64.b64encode(v).decode()),
     ("bytearray", bytearray, lambda v, f: base64.b64encode(v).decode()),
     ("complex", complex, lambda v, f: [repr(v.real), repr(v.imag)]),
-    ("numpy", np.ndarray, lambda v, f: _array(v)),
     ("dtype", torch.dtype, lambda v, f: dtype_name(v)),
     ("device", torch.device, lambda v, f: str(v)),
     ("datetime", datetime.datetime, lambda v, f: v.isoformat()),

@@ -80,21 +80,30 @@ void BindStorage(py::module_& m) {
       py::arg("path"));
   m.def(
       "rename_no_replace",
-      [](const std::string& from, const std::string& to) { RaiseIfFailed(RenameNoReplace(from, to)); },
+      [](const std::string& from, const std::string& to) {
+        Status status;
+        {
+          py::gil_scoped_release release;
+          status = RenameNoReplace(from, to);
+        }
+        RaiseIfFailed(status);
+      },
       py::arg("source"), py::arg("destination"));
   m.def(
       "set_fault",
-      [](std::string op, int nth, int times, int error, size_t short_by) {
+      [](std::string op, int nth, int times, int error, size_t short_by, bool hold) {
         Fault fault;
         fault.op = std::move(op);
         fault.nth = nth;
         fault.times = times;
         fault.error = error;
         fault.short_by = short_by;
+        fault.hold = hold;
         SetFault(std::move(fault));
       },
       py::arg("op"), py::arg("nth") = 1, py::arg("times") = 1, py::arg("error") = 0, py::arg("short_by") = 0,
-      "For tests: make native file operations fail, or do less than asked.");
+      py::arg("hold") = false,
+      "For tests: make native file operations fail, do less than asked, or wait until clear_fault().");
   m.def("clear_fault", &ClearFault);
   m.def("num_faults_struck", &NumFaultsStruck);
 }

@@ -48,41 +48,14 @@ uint32_t CrcOfBytes(const at::Tensor& tensor, const char* data, uint64_t begin, 
 
 class TensorRefsBuilder {
  public:
-  static std::shared_ptr<TensorRefs> Build(const py::sequence& tensors, const Array<uint32_t>& groups,
-                                           uint64_t sample_begin, uint64_t sample_bytes,
-                                           const std::vector<std::pair<int, uint64_t>>& streams) {
-    auto refs = std::make_shared<TensorRefs>();
-    TensorRefs::State& state = *refs->state_;
-    Hold(tensors, groups, &state);
-    py::gil_scoped_release release;
-    Status recorded = RecordStreams(streams, &state);
-    if (recorded.ok()) TakeSamples(sample_begin, sample_bytes, &state);
-    py::gil_scoped_acquire acquire;
-    RaiseIfFailed(recorded);
-    return refs;
+  static Status Finish(const std::vector<std::pair<int, uint64_t>>& streams, uint64_t sample_begin,
+                       uint64_t sample_bytes, TensorRefs::State* state) {
+    Status recorded = RecordStreams(streams, state);
+    if (recorded.ok()) TakeSamples(sample_begin, sample_bytes, state);
+    return recorded;
   }
 
  private:
-  static void Hold(const py::sequence& tensors, const Array<uint32_t>& groups, TensorRefs::State* state) {
-    const size_t count = tensors.size();
-    if (static_cast<size_t>(groups.size()) != count) throw py::value_error("one group per tensor expected");
-    state->refs.reserve(count);
-    for (size_t i = 0; i < count; ++i) {
-      py::object item = tensors[i];
-      if (!THPVariable_Check(item.ptr())) throw py::type_error("tensor expected at " + std::to_string(i));
-      const at::Tensor& tensor = THPVariable_Unpack(item.ptr());
-      if (tensor.layout() != at::kStrided || !tensor.is_contiguous()) {
-        throw py::value_error("contiguous strided tensor expected at " + std::to_string(i));
-      }
-      const bool cuda = tensor.is_cuda();
-      if (!cuda && !tensor.is_cpu())
-        throw py::value_error("CPU or CUDA tensor expected at " + std::to_string(i));
-      state->refs.push_back({tensor.detach(), static_cast<const char*>(tensor.data_ptr()),
-                             static_cast<uint64_t>(tensor.nbytes()), cuda ? tensor.get_device() : -1,
-                             groups.at(i), VersionOf(tensor)});
-    }
-  }
-
   static Status RecordStreams(const std::vector<std::pair<int, uint64_t>>& streams,
                               TensorRefs::State* state) {
     for (const auto& [device, stream] : streams) {
@@ -122,6 +95,72 @@ class TensorRefsBuilder {
       at += ref.nbytes;
     }
   }
+};
+
+// The live tensors of a structure, from which each checkpoint's TensorRefs are made without asking Python
+// again.
+//
+// Belongs to Python and is used under the GIL. An alias is kept for as long as its tensor stays where it is.
+class TensorSet {
+ public:
+  TensorSet(const py::sequence& tensors, const Array<uint32_t>& groups) {
+    const size_t count = tensors.size();
+    if (static_cast<size_t>(groups.size()) != count) throw py::value_error("one group per tensor expected");
+    originals_.reserve(count);
+    refs_.reserve(count);
+    for (size_t i = 0; i < count; ++i) {
+      originals_.push_back(Unpack(tensors[i], i));
+      refs_.push_back(MakeRef(originals_[i], groups.at(i), i));
+    }
+  }
+
+  // `copies`: tensors that stand in for the originals at some indices.
+  std::shared_ptr<TensorRefs> Hold(const std::vector<std::pair<size_t, py::object>>& copies,
+                                   uint64_t sample_begin, uint64_t sample_bytes,
+                                   const std::vector<std::pair<int, uint64_t>>& streams) {
+    for (size_t i = 0; i < refs_.size(); ++i) {
+      if (originals_[i].data_ptr() != refs_[i].data || originals_[i].nbytes() != refs_[i].nbytes) {
+        refs_[i] = MakeRef(originals_[i], refs_[i].group, i);
+      }
+      refs_[i].version = VersionOf(refs_[i].alias);
+    }
+    auto held = std::make_shared<TensorRefs>();
+    held->state_->refs = refs_;
+    for (const auto& [index, copy] : copies) {
+      held->state_->refs.at(index) = MakeRef(Unpack(copy, index), 0, index);
+    }
+    Status recorded;
+    {
+      py::gil_scoped_release release;
+      recorded = TensorRefsBuilder::Finish(streams, sample_begin, sample_bytes, held->state_.get());
+    }
+    RaiseIfFailed(recorded);
+    return held;
+  }
+
+ private:
+  static at::Tensor Unpack(const py::object& item, size_t i) {
+    if (!THPVariable_Check(item.ptr())) throw py::type_error("tensor expected at " + std::to_string(i));
+    return THPVariable_Unpack(item.ptr());
+  }
+
+  static TensorRefs::State::Ref MakeRef(const at::Tensor& tensor, uint32_t group, size_t i) {
+    if (tensor.layout() != at::kStrided || (group != 0 && !tensor.is_contiguous())) {
+      throw py::value_error("contiguous strided tensor expected at " + std::to_string(i));
+    }
+    const bool cuda = tensor.is_cuda();
+    if (!cuda && !tensor.is_cpu())
+      throw py::value_error("CPU or CUDA tensor expected at " + std::to_string(i));
+    return {tensor.detach(),
+            static_cast<const char*>(tensor.data_ptr()),
+            static_cast<uint64_t>(tensor.nbytes()),
+            cuda ? static_cast<int>(tensor.get_device()) : -1,
+            group,
+            VersionOf(tensor)};
+  }
+
+  std::vector<at::Tensor> originals_;
+  std::vector<TensorRefs::State::Ref> refs_;
 };
 
 TensorRefs::TensorRefs() : state_(std::make_unique<State>()) {}
@@ -172,14 +211,18 @@ Status TensorRefs::CheckUnchanged(uint32_t group) const {
 }
 
 void BindTensorRefs(py::module_& m) {
+  py::class_<TensorSet>(m, "TensorSet", "The live tensors of one structure of state.")
+      .def(py::init<const py::sequence&, const Array<uint32_t>&>(), py::arg("tensors"), py::arg("groups"),
+           "groups: [tensors] uint32; 0 for those that every checkpoint copies when it is taken, and only "
+           "those\n"
+           "need not be contiguous.")
+      .def("hold", &TensorSet::Hold, py::arg("copies"), py::arg("sample_begin"), py::arg("sample_bytes"),
+           py::arg("streams"),
+           "A TensorRefs of the tensors as they are now; copies: (index, tensor) to hold in their stead.\n"
+           "The window of sample_bytes at sample_begin of the others is checksummed (2**64-1: everything).\n"
+           "streams: (device, cudaStream_t) pairs whose work so far produces the values.");
   py::class_<TensorRefs, std::shared_ptr<TensorRefs>>(
       m, "TensorRefs", "Tensors of one checkpoint, held and watched until they have been copied.")
-      .def(py::init(&TensorRefsBuilder::Build), py::arg("tensors"), py::arg("groups"),
-           py::arg("sample_begin"), py::arg("sample_bytes"), py::arg("streams"),
-           "Hold contiguous CPU or CUDA tensors. groups: [tensors] uint32, 0 for those that nobody else "
-           "writes.\n"
-           "The window of sample_bytes at sample_begin of the others is checksummed (2**64-1: everything).\n"
-           "streams: (device, cudaStream_t) pairs whose work so far produces the values.")
       .def("__len__", &TensorRefs::size)
       .def("addresses",
            [](const TensorRefs& refs) {

@@ -48,6 +48,7 @@ class TensorRefs {
 
  private:
   friend class TensorRefsBuilder;
+  friend class TensorSet;
   struct State;
   std::unique_ptr<State> state_;
 };
