@@ -228,7 +228,7 @@ class Checkpointer:
         except RestoreError as error:
             self._unusable = str(error)
             raise
-        self._pipeline.damaged |= damaged
+        self._pipeline.damaged.update(damaged)
         self._unusable = None
         return step
 

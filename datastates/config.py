@@ -38,7 +38,7 @@ class CheckpointerConfig:
     verify_immutability: Verify = "sample"
     """Which lazily copied bytes are checksummed at the call and again when copied: a rotating window of
     :attr:`sample_bytes`, all of them (the only mode that promises to see every write past the counters), or none."""
-    sample_bytes: int = 4 << 20
+    sample_bytes: int = 1 << 20
     """Size of the rotating window, bytes."""
     lazy: tuple[str, ...] = ()
     """Name patterns (``model.frozen.*``) of tensors that no optimizer writes and nobody else before the next gate."""
@@ -74,10 +74,12 @@ class CheckpointerConfig:
         for name in ("max_consecutive_failures", "sample_bytes", "copy_threads", "read_threads", "write_depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.commit_timeout_s <= 0:
+        if not self.commit_timeout_s > 0:  # NaN included
             raise ValueError(f"commit_timeout_s is {self.commit_timeout_s}, expected more than 0")
         if self.chunk_bytes < 4096 or self.chunk_bytes % 4096:
             raise ValueError(f"chunk_bytes is {self.chunk_bytes}, expected a multiple of 4096")
+        if isinstance(self.lazy, str):  # would become one pattern per letter, "*" perhaps among them
+            raise ValueError(f"lazy is {self.lazy!r}, expected a list of patterns")
         object.__setattr__(self, "lazy", tuple(self.lazy))
 
     @classmethod

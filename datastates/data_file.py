@@ -104,6 +104,8 @@ def _header(held: Sequence[Held], pieces: Sequence[Piece], begins: list[int], en
         shape = [*piece.box.sizes, *extra]
         entries[piece.name] = {"dtype": known or "U8", "shape": shape, "data_offsets": [begin, end]}
         offsets[piece.name] = {"saved_offsets": [*piece.box.offsets, *(0 for _ in extra)]}
+    if "__metadata__" in entries:
+        raise ValueError("a tensor of the state is called __metadata__, a name that safetensors needs; rename its key")
     if len(entries) != len(pieces):
         raise AssertionError("a rank writes one piece of a tensor to its file")
     metadata = {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(offsets, separators=(",", ":"))}

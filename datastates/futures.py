@@ -32,11 +32,14 @@ class CheckpointFuture(Generic[T]):
         except concurrent.futures.TimeoutError:
             if self._future.done():
                 raise
-            raise TimeoutError(f"the checkpoint did not reach this point within {timeout_s} s") from None
+            raise _timeout(timeout_s) from None
 
     def exception(self, timeout_s: float | None = None) -> BaseException | None:
         """Like :meth:`result`, but returns the checkpoint's error, ``None`` if it succeeded."""
-        return self._future.exception(timeout_s)
+        try:
+            return self._future.exception(timeout_s)
+        except concurrent.futures.TimeoutError:
+            raise _timeout(timeout_s) from None
 
     def done(self) -> bool:
         return self._future.done()
@@ -55,3 +58,7 @@ class CheckpointFuture(Generic[T]):
     def _fail(self, error: BaseException) -> None:
         if not self._future.done():
             self._future.set_exception(error)
+
+
+def _timeout(timeout_s: float | None) -> TimeoutError:
+    return TimeoutError(f"the checkpoint did not reach this point within {timeout_s} s")

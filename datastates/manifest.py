@@ -160,10 +160,15 @@ def _checked(data: dict[str, Any]) -> Manifest:
             f"format version {data['format_version']} is newer than {FORMAT_VERSION}, the newest this reader knows; "
             "upgrade elastates"
         )
+    num_ranks = _number(data["num_ranks"])
+    if num_ranks < 1:
+        raise ValueError("num_ranks is 0")
     files = tuple(map(_file, data["files"]))
     objects = tuple(
         ObjectsFile(_plain(o["name"]), _number(o["size_bytes"]), _number(o["crc32c"])) for o in data["objects"]
     )
+    if len(objects) != num_ranks:
+        raise ValueError(f"{len(objects)} objects files of {num_ranks} ranks")
     if len({f.name for f in files} | {o.name for o in objects}) != len(files) + len(objects):
         raise ValueError("two files have one name")
     tensors = {name: _tensor(name, info, files) for name, info in data["tensors"].items()}
@@ -173,7 +178,7 @@ def _checked(data: dict[str, Any]) -> Manifest:
             raise ValueError(f"{alias} is an alias of {name}, which is not stored")
     return Manifest(
         step=_number(data["step"]),
-        num_ranks=_number(data["num_ranks"]),
+        num_ranks=num_ranks,
         tensors=tensors,
         files=files,
         objects=objects,
@@ -189,8 +194,8 @@ def _file(data: dict[str, Any]) -> DataFile:
         size_bytes=_number(data["size_bytes"]),
         header_bytes=_number(data["header_bytes"]),
         header_crc32c=_number(data["header_crc32c"]),
-        extent_ends=np.array(data["extent_ends"], dtype=np.uint64),
-        extent_crc32c=np.array(data["extent_crc32c"], dtype=np.uint32),
+        extent_ends=np.array([_number(end) for end in data["extent_ends"]], dtype=np.uint64),
+        extent_crc32c=np.array([_number(crc) for crc in data["extent_crc32c"]], dtype=np.uint32),
     )
     ends = np.concatenate([np.array([file.header_bytes], dtype=np.uint64), file.extent_ends])
     if len(file.extent_ends) != len(file.extent_crc32c) or ends[-1] != file.size_bytes or np.any(ends[1:] <= ends[:-1]):

@@ -123,8 +123,8 @@ def _inline_tensor(tensor: torch.Tensor) -> Json:
 def _array(array: np.ndarray, path: str) -> Json:
     if array.dtype.hasobject or array.dtype.fields:
         raise TypeError(
-            f"{path} is a NumPy array of {array.dtype}, which has no typed JSON form; store its fields or items as plain "
-            "arrays or values, or wrap it in datastates.pickled(...)"
+            f"{path} is a NumPy array of {array.dtype}, which has no typed JSON form; store its fields or items as "
+            "plain arrays or values, or wrap it in datastates.pickled(...)"
         )
     raw = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
     return {"dtype": array.dtype.str, "shape": list(array.shape), "data": raw}

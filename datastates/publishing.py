@@ -1,0 +1,129 @@
+"""Publishing: the last lane's work, which makes what all ranks have written one visible checkpoint.
+
+``docs/format.md`` lists the sequence and says why it is in that order.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datastates import manifest
+from datastates.agreement import json_bytes
+from datastates.config import CheckpointerConfig
+from datastates.coordination import Channel
+from datastates.data_file import DataFilePlan
+from datastates.directory import CheckpointDirectory, data_file_name, expired, write_synced
+from datastates.errors import CheckpointError
+from datastates.save_job import SaveJob, as_checkpoint_error
+
+import _elastates
+
+logger = logging.getLogger("datastates")
+
+
+class Publisher:
+    """Used by the commit lane alone."""
+
+    def __init__(self, directory: CheckpointDirectory, config: CheckpointerConfig, channel: Channel) -> None:
+        self._directory = directory
+        self._config = config
+        self._channel = channel
+        self._published: dict[Path, int] = {}
+        self.damaged: set[int] = set()
+        """Steps that a restore found damaged: their directories make way when the step is taken again."""
+
+    def publish(self, job: SaveJob) -> Path:
+        """Collective: publish if every rank has written its part; returns the final path.
+
+        Raises:
+            CheckpointError: some rank failed or did not answer; nothing was published.
+        """
+        assert job.plan is not None and job.attempt is not None
+        timeout_s = self._config.commit_timeout_s
+        key = f"{job.checkpoint.ordinal}"
+        answers = self._channel.gather(f"written/{key}", self._digests(job), timeout_s)
+        outcome = b""
+        if self._channel.rank == 0:
+            outcome = self._decide(job, [json.loads(answer) for answer in answers])
+        outcome = self._channel.from_leader(f"published/{key}", outcome, timeout_s)
+        if outcome != b"ok":
+            raise job.error or CheckpointError(f"checkpoint of step {job.checkpoint.step}: {outcome.decode()}")
+        return self._directory.of_step(job.checkpoint.step)
+
+    def _digests(self, job: SaveJob) -> bytes:
+        """What this rank wrote, or why it could not."""
+        assert job.plan is not None and job.attempt is not None
+        if job.error is None:
+            try:
+                _elastates.sync_directory(str(job.attempt))
+                assert job.objects is not None
+                crcs = job.checkpoint.snapshot.extent_crc32c()
+                return json_bytes({"extent_crc32c": crcs.tolist(), "objects": vars(job.objects)})
+            except Exception as error:  # noqa: BLE001
+                job.error = as_checkpoint_error(job.checkpoint, error, self._channel.rank)
+        return json_bytes({"error": str(job.error)})
+
+    def _decide(self, job: SaveJob, answers: list[dict[str, Any]]) -> bytes:
+        """Rank 0: publish if every rank has written its part, else say who has not."""
+        assert job.attempt is not None
+        errors = [f"rank {rank}: {answer['error']}" for rank, answer in enumerate(answers) if "error" in answer]
+        try:
+            if not errors:
+                content = self._manifest(job, answers)
+                write_synced(job.attempt / manifest.FILE_NAME, content)
+                sizes = {path.name: path.stat().st_size for path in job.attempt.iterdir()}
+                final = self._directory.publish(job.attempt, job.checkpoint.step, self.damaged)
+                self._published = {final / name: size for name, size in sizes.items()}
+                self.damaged.discard(job.checkpoint.step)
+                return b"ok"
+        except Exception as error:  # noqa: BLE001
+            job.error = as_checkpoint_error(job.checkpoint, error, 0)
+            errors = [str(job.error)]
+        shutil.rmtree(job.attempt, ignore_errors=True)  # every rank has answered: nobody writes there any more
+        return "; ".join(errors).encode()
+
+    def _manifest(self, job: SaveJob, answers: list[dict[str, Any]]) -> bytes:
+        assert job.plan is not None
+        files = [
+            _data_file(rank, planned, answer["extent_crc32c"])
+            for rank, (planned, answer) in enumerate(zip(job.plan.files, answers, strict=True))
+        ]
+        content = manifest.Manifest(
+            step=job.checkpoint.step,
+            num_ranks=self._channel.num_ranks,
+            tensors=job.plan.tensors,
+            files=tuple(files),
+            objects=tuple(manifest.ObjectsFile(**answer["objects"]) for answer in answers),
+            aliases=job.plan.aliases,
+            metadata=job.checkpoint.metadata,
+            created_unix_s=time.time(),
+        )
+        return manifest.dump(content, job.plan.tensors_text)
+
+    def prune(self) -> None:
+        """Rank 0: let go of what retention does not keep, but only while the newest is there, whole."""
+        try:
+            steps = self._directory.steps()
+            old = expired(steps, self._config.keep_last, self._config.keep_every)
+            if old and all(path.stat().st_size == size for path, size in self._published.items()):
+                self._directory.remove(old)
+        except Exception:
+            logger.exception("retention could not remove old checkpoints of %s", self._directory.path)
+
+
+def _data_file(rank: int, planned: DataFilePlan, crcs: list[int]) -> manifest.DataFile:
+    return manifest.DataFile(
+        name=data_file_name(rank),
+        size_bytes=planned.size_bytes,
+        header_bytes=len(planned.header),
+        header_crc32c=_elastates.crc32c(planned.header),
+        extent_ends=planned.extent_ends,
+        extent_crc32c=np.array(crcs, dtype=np.uint32),
+    )
