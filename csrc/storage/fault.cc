@@ -3,6 +3,8 @@
 #include <fcntl.h>
 
 #include <atomic>
+#include <condition_variable>
+#include <cstdint>
 #include <mutex>
 #include <utility>
 
@@ -14,6 +16,8 @@ struct State {
   Fault fault;  // guarded by mutex, like the two counts
   int num_seen = 0;
   int num_struck = 0;
+  uint64_t generation = 0;  // guarded by mutex: advances when held calls may go on
+  std::condition_variable released;
 };
 
 std::atomic<bool> armed{false};
@@ -30,6 +34,12 @@ bool Concerns(const Fault& fault, const char* op, int fd) {
   return flags >= 0 && (flags & O_DIRECT) != 0;
 }
 
+// REQUIRES: the caller holds the mutex.
+void Release(State* state) {
+  ++state->generation;
+  state->released.notify_all();
+}
+
 }  // namespace
 
 void SetFault(Fault fault) {
@@ -38,9 +48,15 @@ void SetFault(Fault fault) {
   state.fault = std::move(fault);
   state.num_seen = state.num_struck = 0;
   armed.store(true, std::memory_order_relaxed);
+  Release(&state);
 }
 
-void ClearFault() { armed.store(false, std::memory_order_relaxed); }
+void ClearFault() {
+  State& state = TheState();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  armed.store(false, std::memory_order_relaxed);
+  Release(&state);
+}
 
 int NumFaultsStruck() {
   State& state = TheState();
@@ -51,13 +67,15 @@ int NumFaultsStruck() {
 std::optional<Fault> TakeFault(const char* op, int fd) {
   if (!armed.load(std::memory_order_relaxed)) return std::nullopt;
   State& state = TheState();
-  std::lock_guard<std::mutex> lock(state.mutex);
+  std::unique_lock<std::mutex> lock(state.mutex);
   const Fault& fault = state.fault;
   if (!Concerns(fault, op, fd)) return std::nullopt;
   ++state.num_seen;
-  if (state.num_seen < fault.nth || state.num_seen >= fault.nth + fault.times) return std::nullopt;
+  if (state.num_seen < fault.nth || state.num_seen - fault.nth >= fault.times) return std::nullopt;
   ++state.num_struck;
-  return fault;
+  if (!fault.hold) return fault;
+  state.released.wait(lock, [&, held = state.generation] { return state.generation != held; });
+  return std::nullopt;
 }
 
 }  // namespace elastates

@@ -1,4 +1,5 @@
-// Injected faults: tests make one system call in storage/syscalls.cc fail, or do less than it was asked.
+// Injected faults: tests make one system call in storage/syscalls.cc fail, do less than it was asked, or
+// wait.
 //
 // Compiled in always; while no fault is set, each system call pays one relaxed load. Thread-safe.
 #ifndef ELASTATES_STORAGE_FAULT_H_
@@ -19,13 +20,14 @@ struct Fault {
       0;  // without an error: a read or write is asked for this much less, but for 1 byte at least
   bool end_of_file = false;  // a read finds nothing more
   bool direct_only = false;  // counts only the calls on descriptors that have O_DIRECT
+  bool hold = false;  // the call waits until ClearFault() or the next SetFault(), then goes on unharmed
 };
 
 void SetFault(Fault fault);  // replaces the one before
 void ClearFault();
 int NumFaultsStruck();  // since the last SetFault()
 
-// Asked by syscalls.cc before each call: the fault that strikes this one.
+// Asked by syscalls.cc before each call: the fault that strikes this one. A held call waits in here.
 std::optional<Fault> TakeFault(const char* op, int fd);
 
 }  // namespace elastates
