@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from datastates.bulk import without_gc
 from datastates.capture import Captured, describe, undescribe
 from datastates.coordination import Channel
 from datastates.data_file import DataFilePlan, plan_data_file
@@ -68,7 +69,7 @@ def begin_message(captured: Captured, step: int, ready: bool, attempt: str, prob
     copied = [] if alone else [i for i, h in enumerate(held) if h.group == COPIED]
     return Begin(
         step=step,
-        digest=captured.structure.digest,
+        digest=str(captured.structure.serial) if alone else captured.structure.digest,
         ready=ready,
         attempt=attempt,
         problem=problem,
@@ -178,6 +179,7 @@ def diverging(held: Sequence[Sequence[Held]], copied_crc32c: Sequence[Sequence[i
     return tuple(own)
 
 
+@without_gc()
 def make_save_plan(
     held: Sequence[Sequence[Held]],
     aliases: Mapping[str, str],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import itertools
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from datastates.bulk import without_gc
 from datastates.plan import Held
 from datastates.providers import COPIED, Context, Section, SectionBuilder, provider_for
 from oneflow_sbp import Box
 
 import _elastates
 
+_serials = itertools.count()
 EVERYTHING = 2**64 - 1
 """``sample_bytes`` that checksums every watched byte."""
 
@@ -35,12 +38,17 @@ class Structure:
 
     held: tuple[Held, ...]
     aliases: Mapping[str, str]
-    digest: str
-    """Equal on two ranks, or at two steps, only if the descriptions are equal."""
+    serial: int
+    """Tells the structures of this process apart."""
 
     @classmethod
     def of(cls, held: Sequence[Held], aliases: Mapping[str, str]) -> Structure:
-        return cls(tuple(held), dict(aliases), hashlib.sha256(describe(held, aliases)).hexdigest())
+        return cls(tuple(held), dict(aliases), next(_serials))
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal on two ranks, or at two steps, only if the descriptions are equal."""
+        return hashlib.sha256(describe(self.held, self.aliases)).hexdigest()
 
     @cached_property
     def num_groups(self) -> int:
@@ -94,11 +102,15 @@ def leaves(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield name, value, state, key
 
 
+_PLAIN = (torch.Tensor, list, tuple, set, str, bytes, int, float, complex, bool, type(None), np.ndarray, np.generic)
+
+
 def _holds_objects(value: object) -> bool:
-    if isinstance(value, dict):
-        return any(map(_holds_objects, value.values()))
-    plain = (list, tuple, set, str, bytes, int, float, complex, bool, type(None), np.ndarray, np.generic, torch.Tensor)
-    return not isinstance(value, plain)
+    if not isinstance(value, dict):
+        return not isinstance(value, _PLAIN)
+    if set(map(type, value.values())) <= set(_PLAIN):  # the quick way through a dict of ten thousand tensors
+        return False
+    return any(map(_holds_objects, value.values()))
 
 
 def make_context(state: Mapping[str, Any], rank: int, lazy: Sequence[str] = ()) -> Context:
@@ -110,7 +122,7 @@ def make_context(state: Mapping[str, Any], rank: int, lazy: Sequence[str] = ()) 
         modules={name: value for name, value in found if isinstance(value, torch.nn.Module)},
         optimizers=[value for _, value in found if isinstance(value, torch.optim.Optimizer)],
         rank=rank,
-        lazy=lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in lazy),
+        lazy=lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in lazy) if lazy else False,
     )
 
 
@@ -168,6 +180,7 @@ class StateCapture:
                 groups |= self._written.get(_storage(parameter), set())
         return groups
 
+    @without_gc()
     def _refresh(self, state: Mapping[str, Any]) -> None:
         values = [(name, value) for name, value, _, _ in leaves(state)]
         same = len(values) == len(self._values) and all(
@@ -248,7 +261,7 @@ def _same_tensors(now: Section, before: Section) -> bool:
 
 
 def _own_copy(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor.detach())
+    return tensor.detach().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -12,6 +12,7 @@ import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,8 +26,7 @@ LARGE_BYTES = 256 << 10
 """Tensors from this size on have extents of their own; smaller neighbours share one."""
 
 
-@dataclass(frozen=True)
-class StoredPiece:
+class StoredPiece(NamedTuple):
     """Where one piece lies: ``[begin, end)`` of the file, in bytes."""
 
     piece: Piece
@@ -87,7 +87,7 @@ def _alignment(tensor: Held) -> int:
 
 
 def _source_begin(tensor: Held, box: Box) -> int:
-    if box is tensor.box or not box.numel:
+    if box == tensor.box or not box.numel:
         return 0
     run = box.flat_range_in(tensor.box)
     assert run is not None, "pieces are cut along dim 0 only"
@@ -100,10 +100,10 @@ def _header(held: Sequence[Held], pieces: Sequence[Piece], begins: list[int], en
     for piece, begin, end in zip(pieces, begins, ends, strict=True):
         tensor = held[piece.index]
         known = SAFETENSORS_NAMES.get(dtype_of(tensor.dtype))
-        extra = [] if known else [tensor.itemsize_bytes]
-        shape = [*piece.box.sizes, *extra]
-        entries[piece.name] = {"dtype": known or "U8", "shape": shape, "data_offsets": [begin, end]}
-        offsets[piece.name] = {"saved_offsets": [*piece.box.offsets, *(0 for _ in extra)]}
+        extra = () if known else (tensor.itemsize_bytes,)
+        shape = piece.box.sizes + extra
+        entries[piece.name] = {"dtype": known or "U8", "shape": shape, "data_offsets": (begin, end)}
+        offsets[piece.name] = {"saved_offsets": piece.box.offsets + (0,) * len(extra)}
     if "__metadata__" in entries:
         raise ValueError("a tensor of the state is called __metadata__, a name that safetensors needs; rename its key")
     if len(entries) != len(pieces):

@@ -28,9 +28,12 @@ _BY_NAME: dict[str, torch.dtype] = {
 }
 
 
+_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in _BY_NAME.values()}
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """``torch.float32`` -> ``"float32"``."""
-    return str(dtype).removeprefix("torch.")
+    return _NAMES[dtype]
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from datastates.bulk import without_gc
 from datastates.dtypes import dtype_of
 from datastates.errors import DamagedCheckpointError
 from datastates.manifest import Manifest, Shard, TensorInfo
@@ -21,8 +23,7 @@ from oneflow_sbp import Box
 import _elastates
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """A tensor to fill: the part ``box`` of the stored tensor ``name``."""
 
     name: str
@@ -31,8 +32,7 @@ class Target:
     box: Box
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """Bytes ``[begin, end)`` of a data file go to ``offset`` bytes behind a host tensor's first byte."""
 
     file: int
@@ -60,12 +60,13 @@ class LoadPlan:
     patches: list[Patch]
 
 
+@without_gc()
 def plan_load(tensors: Mapping[str, TensorInfo], targets: Sequence[Target]) -> LoadPlan:
     """Where every stored byte that the targets need has to go. Allocates the buffers, touches nothing else."""
     plan = LoadPlan([], [])
     for target in targets:
         info = tensors[target.name]
-        direct = target.tensor.device.type == "cpu" and target.tensor.is_contiguous()
+        direct = target.tensor.is_cpu and target.tensor.is_contiguous()
         for shard in info.shards:
             if direct and shard.box == target.box:
                 if shard.end > shard.begin:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from oneflow_sbp import Box
 
@@ -15,8 +16,7 @@ CUT_BYTES = 1 << 20
 """Replicated boxes below this are never cut: a header entry costs more than the balance gains."""
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """One tensor as one rank holds it: the unit of the exchange between ranks."""
 
     name: str
@@ -76,6 +76,8 @@ def plan_job(held: Sequence[Sequence[Held]], own: Sequence[frozenset[int]] | Non
     Raises:
         LayoutConflictError: one name has two shapes or dtypes.
     """
+    if len(held) == 1:
+        return JobPlan((tuple(Piece(i, tensor.name, tensor.box) for i, tensor in enumerate(held[0])),))
     check_agreement(held)
     own = own or [frozenset()] * len(held)
     loads = [0] * len(held)

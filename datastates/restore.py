@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from datastates.bulk import without_gc
 from datastates.capture import leaves, make_context
 from datastates.config import CheckpointerConfig
 from datastates.coordination import Channel
@@ -89,6 +90,7 @@ def _load_step(
     return saved
 
 
+@without_gc()
 def _apply_python(saved: SavedCheckpoint, state: Mapping[str, Any], rank: int, only: Sequence[str] | None) -> None:
     """Take Python values back; immutable ones are put into their container."""
     context = make_context(state, rank)

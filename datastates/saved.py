@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from datastates.bulk import without_gc
 from datastates.capture import collect, leaves, make_context
 from datastates.directory import read_objects
 from datastates.dtypes import dtype_of
@@ -30,20 +31,20 @@ class SavedCheckpoint:
         self.manifest = manifest
         self.saved_rank = rank % manifest.num_ranks
         self._allow_pickle = allow_pickle
+        self._has_own_values = any(name.startswith("per_rank.") for name in manifest.tensors)
         self._python: dict[str, Any] = {}
         self._loaded: dict[str, torch.Tensor] = {}
         if manifest.objects:
-            self._python = json.loads(read_objects(path, manifest.objects[self.saved_rank]))
+            with without_gc():
+                self._python = json.loads(read_objects(path, manifest.objects[self.saved_rank]))
 
     def stored_name(self, name: str) -> str:
         """Where this rank's value of ``name`` is: its own, the common one, or the one it is tied to."""
-        mine = per_rank_name(self.saved_rank, name)
-        if mine in self.manifest.tensors:
-            return mine
-        if name not in self.manifest.tensors:
-            name = self.manifest.aliases.get(name, name)
-            mine = per_rank_name(self.saved_rank, name)
-            return mine if mine in self.manifest.tensors else name
+        for candidate in (name, self.manifest.aliases.get(name, name)):
+            if self._has_own_values and (mine := per_rank_name(self.saved_rank, candidate)) in self.manifest.tensors:
+                return mine
+            if candidate in self.manifest.tensors:
+                return candidate
         return name
 
     def names(self, prefix: str) -> list[str]:
@@ -74,6 +75,7 @@ class SavedCheckpoint:
         return []
 
 
+@without_gc()
 def match(
     saved: SavedCheckpoint, state: Mapping[str, Any], rank: int, strict: bool, only: Sequence[str] | None
 ) -> list[Target]:

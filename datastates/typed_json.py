@@ -13,7 +13,7 @@ import enum
 import math
 import pathlib
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,29 @@ Json = Any
 TensorOut = Callable[[str, torch.Tensor], str]
 """(path inside the value, tensor) -> the stored tensor's name."""
 TensorIn = Callable[[str], torch.Tensor]
+PLAIN_TYPES: tuple[type, ...] = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    bytearray,
+    list,
+    tuple,
+    set,
+    frozenset,
+    collections.deque,
+    datetime.datetime,
+    enum.Enum,
+    pathlib.PurePath,
+    np.ndarray,
+    np.generic,
+    torch.dtype,
+    torch.device,
+)
+"""What :func:`encode` takes, apart from dicts, tensors and :class:`Pickled`."""
 
 
 class Pickled:
@@ -107,6 +130,18 @@ def decode(value: Json, tensor_in: TensorIn | None = None, allow_pickle: bool = 
     if kind not in _DECODERS:
         raise ValueError(f"value of unknown kind {kind!r}: written by a newer version?")
     return _DECODERS[kind](value, lambda item: decode(item, tensor_in, allow_pickle))
+
+
+def special_objects(value: Json) -> Iterator[dict[str, Any]]:
+    """Every object of an encoded value that stands for something JSON lacks, at any depth."""
+    if isinstance(value, dict):
+        if "$" in value:
+            yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            if isinstance(item, (dict, list)):
+                yield from special_objects(item)
 
 
 def _inline_tensor(tensor: torch.Tensor) -> Json:

@@ -6,13 +6,13 @@ Pure arithmetic, except :func:`local_box`, which reads the layout of a ``DTensor
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import sys
+from typing import NamedTuple
 
 import torch
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
+class Box(NamedTuple):
     """A box of a global tensor: ``offsets[d] <= index[d] < offsets[d] + sizes[d]`` in every dim ``d``."""
 
     offsets: tuple[int, ...]
@@ -78,9 +78,8 @@ def local_box(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...], Box]
     Raises:
         ValueError: the layout has a partial (unreduced) or strided placement, which no box describes.
     """
-    from torch.distributed.tensor import DTensor
-
-    if not isinstance(tensor, DTensor):
+    dtensor = sys.modules.get("torch.distributed.tensor")  # if nobody imported it, nothing is one
+    if dtensor is None or not isinstance(tensor, dtensor.DTensor):
         shape = tuple(tensor.shape)
         return tensor, shape, Box.whole(shape)
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset

@@ -19,6 +19,7 @@ from datastates.plan import Held, per_rank_name
 from oneflow_sbp import local_box
 
 Json = Any
+Undo = Callable[[], None]
 COPIED = -1
 """Group of tensors that are copied before ``checkpoint()`` returns."""
 
@@ -68,6 +69,8 @@ class Section:
     """Encodes the Python values as they are at the moment of the call."""
     guard: Callable[[], bool] | None = None
     """Cheap check that ``held`` and ``tensors`` still stand; ``None``: ask the provider every time."""
+    loads_afresh: bool = False
+    """Whether ``apply`` takes tensors that do not fit the live ones, or have none, out of the decoded Python values."""
 
 
 class SectionBuilder:
@@ -100,7 +103,7 @@ class SectionBuilder:
             local, shape, box = local_box(tensor)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        if local.layout != torch.strided or local.is_quantized or local.device.type not in ("cpu", "cuda"):
+        if local.layout != torch.strided or local.is_quantized or not (local.is_cpu or local.is_cuda):
             raise TypeError(
                 f"{name} is a {local.layout} tensor of {local.dtype} on {local.device}; only dense tensors on CPU or "
                 "CUDA can be stored: convert it, or give its owner state_dict()/load_state_dict() with dense tensors"
@@ -118,10 +121,10 @@ class Saved(Protocol):
     """A checkpoint that is being restored, as providers see it."""
 
     def names(self, prefix: str) -> list[str]:
-        """Stored tensor names that begin with ``prefix``."""
+        """Names that begin with ``prefix`` of the tensors that are to be restored, as this rank calls them."""
 
     def dtype_and_shape(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
-        """Of a stored tensor, global."""
+        """Of one of :meth:`names`, global."""
 
     def python(self, name: str) -> Json | None:
         """Encoded Python values of the section ``name``; ``None`` if the checkpoint has none."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from datastates.providers.base import Context, Saved, SectionBuilder, StateProvider
+from datastates.providers.base import Context, Saved, SectionBuilder, StateProvider, Undo
 from datastates.providers.module import parameter_names
 from datastates.typed_json import encode
 
@@ -40,18 +40,29 @@ class OptimizerProvider(StateProvider):
         out.section.python = python
         out.section.guard = _guard(value)
 
-    def prepare(self, value: torch.optim.Optimizer, name: str, context: Context, saved: Saved) -> None:
+    def prepare(self, value: torch.optim.Optimizer, name: str, context: Context, saved: Saved) -> Undo:
         """Create the state tensors that the first ``step()`` would create."""
+        _check_groups(value, name, saved)
+        created: list[tuple[torch.Tensor, str]] = []
         parameters = {fqn: parameter for parameter, fqn in _parameter_names(value, context)}
         options = {id(p): group for group in value.param_groups for p in group["params"]}
         prefix = f"{name}.state."
         for stored in saved.names(prefix):
             fqn, _, key = stored.removeprefix(prefix).rpartition(".")
             parameter = parameters.get(fqn)
-            if parameter is None or key in value.state[parameter]:
+            if parameter is None or key in value.state.get(parameter, {}):
                 continue
             dtype, shape = saved.dtype_and_shape(stored)
             value.state[parameter][key] = _new_state(parameter, options[id(parameter)], key, dtype, shape)
+            created.append((parameter, key))
+
+        def undo() -> None:
+            for parameter, key in created:
+                del value.state[parameter][key]
+                if not value.state[parameter]:  # or the optimizer would think that it has been initialised
+                    del value.state[parameter]
+
+        return undo
 
     def apply(self, value: torch.optim.Optimizer, name: str, context: Context, saved: Saved) -> torch.optim.Optimizer:
         python = saved.python(name)
@@ -59,19 +70,23 @@ class OptimizerProvider(StateProvider):
             return value
         parameters = {fqn: parameter for parameter, fqn in _parameter_names(value, context)}
         for fqn, items in python["state"].items():
-            for key, item in items.items():
-                value.state[parameters[fqn]][key] = saved.decode(item)
-        stored_groups = python["param_groups"]
-        if len(stored_groups) != len(value.param_groups):
-            raise ValueError(
-                f"{name} has {len(value.param_groups)} parameter groups, the checkpoint {len(stored_groups)}; "
-                "build the optimizer with the same groups"
-            )
-        for group, stored in zip(value.param_groups, stored_groups, strict=True):
+            if fqn in parameters:  # with strict=False the live optimizer may have fewer
+                for key, item in items.items():
+                    value.state[parameters[fqn]][key] = saved.decode(item)
+        for group, stored in zip(value.param_groups, python["param_groups"], strict=True):
             for key, item in stored.items():
                 if key != "params":
                     _set_option(group, key, saved.decode(item))
         return value
+
+
+def _check_groups(optimizer: torch.optim.Optimizer, name: str, saved: Saved) -> None:
+    python = saved.python(name)
+    if python is not None and len(python["param_groups"]) != len(optimizer.param_groups):
+        raise ValueError(
+            f"{name} has {len(optimizer.param_groups)} parameter groups, the checkpoint {len(python['param_groups'])}; "
+            "build the optimizer with the same groups"
+        )
 
 
 def _set_option(group: dict[str, Any], key: str, item: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from datastates.providers.base import Context, Saved, SectionBuilder, StateProvider, provider_for
+from datastates.providers.base import Context, Saved, SectionBuilder, StateProvider, Undo, provider_for
 
 
 class PerRank:
@@ -32,8 +32,8 @@ class PerRankProvider(StateProvider):
         provider_for(value.value, out.section.name).collect(value.value, inner)
         out.section = inner.section
 
-    def prepare(self, value: PerRank, name: str, context: Context, saved: Saved) -> None:
-        provider_for(value.value, name).prepare(value.value, name, context, saved)
+    def prepare(self, value: PerRank, name: str, context: Context, saved: Saved) -> Undo | None:
+        return provider_for(value.value, name).prepare(value.value, name, context, saved)
 
     def apply(self, value: PerRank, name: str, context: Context, saved: Saved) -> PerRank:
         value.value = provider_for(value.value, name).apply(value.value, name, context, saved)

@@ -17,6 +17,7 @@ class StatefulProvider(StateProvider):
     def collect(self, value: Any, out: SectionBuilder) -> None:
         encoded = encode(value.state_dict(), out.section.name, out.tensor)
         out.section.python = lambda: encoded
+        out.section.loads_afresh = True
 
     def apply(self, value: Any, name: str, context: Context, saved: Saved) -> Any:
         stored = saved.python(name)

@@ -4,36 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from datastates.providers.base import Context, Saved, SectionBuilder, StateProvider
-from datastates.typed_json import Pickled, encode
+from datastates.typed_json import PLAIN_TYPES, Pickled, encode
 
 
 class TreeProvider(StateProvider):
     """Dicts, lists and scalars; tensors inside are stored as tensors and restored in place."""
 
-    handles = (
-        dict,
-        list,
-        tuple,
-        set,
-        str,
-        bytes,
-        int,
-        float,
-        complex,
-        bool,
-        type(None),
-        np.ndarray,
-        np.generic,
-        Pickled,
-    )
+    handles = (dict, Pickled, *PLAIN_TYPES)
 
     def collect(self, value: Any, out: SectionBuilder) -> None:
         encoded = encode(value, out.section.name, out.tensor)
         out.section.python = lambda: encoded
+        out.section.loads_afresh = True
 
     def apply(self, value: Any, name: str, context: Context, saved: Saved) -> Any:
         stored = saved.python(name)
