@@ -23,6 +23,7 @@ import torch
 from datastates.bulk import without_gc
 from datastates.plan import Held
 from datastates.providers import COPIED, Context, Section, SectionBuilder, provider_for
+from datastates.typed_json import PLAIN_TYPES
 from oneflow_sbp import Box
 
 import _elastates
@@ -102,7 +103,7 @@ def leaves(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield name, value, state, key
 
 
-_PLAIN = (torch.Tensor, list, tuple, set, str, bytes, int, float, complex, bool, type(None), np.ndarray, np.generic)
+_PLAIN = (torch.Tensor, *PLAIN_TYPES)
 
 
 def _holds_objects(value: object) -> bool:

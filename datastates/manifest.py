@@ -207,7 +207,7 @@ def _tensor(name: str, data: dict[str, Any], files: Sequence[DataFile]) -> Tenso
     shape = _numbers(data["shape"])
     itemsize = dtype_of(data["dtype"]).itemsize
     whole = Box.whole(shape)
-    shards = []
+    shards: list[Shard] = []
     for file, begin, end, offsets, sizes in data["shards"]:
         box = Box(_numbers(offsets), _numbers(sizes))
         if not 0 <= _number(file) < len(files):

@@ -49,7 +49,7 @@ def restore(
             damaged[step] = str(error)
             logger.warning("checkpoint of step %d is damaged, falling back to an older one: %s", step, error)
             continue
-        _apply_python(saved, state, vote.rank, only)
+        _apply_on_all(vote, saved, state, only)
         return saved.manifest.step + 1, set(damaged)
     if damaged:
         report = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
@@ -73,27 +73,41 @@ def _load_step(
     path = directory.of_step(step)
 
     def open_step() -> SavedCheckpoint:
-        return SavedCheckpoint(path, read_manifest(path), vote.rank, allow_pickle)
+        return SavedCheckpoint(path, read_manifest(path), vote.rank, allow_pickle, only)
 
     saved = vote.all_agree(open_step)
 
     def match_step() -> list[Target]:
-        return match(saved, state, vote.rank, strict, only)
-
-    targets = vote.all_agree(match_step)
+        return match(saved, state, strict, only)
 
     def load_step() -> int:
         plan = plan_load(saved.manifest.tensors, targets)
         return load(saved.path, saved.manifest, plan, threads=config.read_threads, direct_io=config.direct_io)
 
-    vote.all_agree(load_step)
+    try:
+        targets = vote.all_agree(match_step)
+        vote.all_agree(load_step)
+    except BaseException:
+        saved.roll_back()
+        raise
     return saved
 
 
+def _apply_on_all(vote: Vote, saved: SavedCheckpoint, state: Mapping[str, Any], only: Sequence[str] | None) -> None:
+    """Take Python values back on all ranks; what is refused now is too late to be only the caller's error."""
+    try:
+        vote.all_agree(lambda: _apply_python(saved, state, only))
+    except Exception as error:
+        raise RestoreError(
+            f"{saved.path}: the tensors were restored, but not all Python values, so the state must not be trained "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
 @without_gc()
-def _apply_python(saved: SavedCheckpoint, state: Mapping[str, Any], rank: int, only: Sequence[str] | None) -> None:
+def _apply_python(saved: SavedCheckpoint, state: Mapping[str, Any], only: Sequence[str] | None) -> None:
     """Take Python values back; immutable ones are put into their container."""
-    context = make_context(state, rank)
+    context = make_context(state, saved.saved_rank)
     for name, value, container, key in list(leaves(state)):
         if selected_section(name, only):
             now = provider_for(value, name).apply(value, name, context, saved)

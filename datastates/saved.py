@@ -18,19 +18,28 @@ from datastates.errors import DamagedCheckpointError
 from datastates.loading import Target
 from datastates.manifest import Manifest
 from datastates.plan import per_rank_name
-from datastates.providers import Section, provider_for
-from datastates.typed_json import decode
+from datastates.providers import Context, Section, Undo, provider_for
+from datastates.typed_json import decode, special_objects
 from oneflow_sbp import Box
 
 
 class SavedCheckpoint:
     """A checkpoint as the providers of one rank see it."""
 
-    def __init__(self, path: Path, manifest: Manifest, rank: int, allow_pickle: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        rank: int,
+        allow_pickle: bool = False,
+        only: Sequence[str] | None = None,
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.saved_rank = rank % manifest.num_ranks
         self._allow_pickle = allow_pickle
+        self._only = only
+        self._undo: list[Undo] = []
         self._has_own_values = any(name.startswith("per_rank.") for name in manifest.tensors)
         self._python: dict[str, Any] = {}
         self._loaded: dict[str, torch.Tensor] = {}
@@ -48,10 +57,12 @@ class SavedCheckpoint:
         return name
 
     def names(self, prefix: str) -> list[str]:
-        return [name for name in self.manifest.tensors if name.startswith(prefix)]
+        mine = per_rank_name(self.saved_rank, "")
+        plain = dict.fromkeys(name.removeprefix(mine) for name in (*self.manifest.tensors, *self.manifest.aliases))
+        return [name for name in plain if name.startswith(prefix) and selected(name, self._only)]
 
     def dtype_and_shape(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
-        info = self.manifest.tensors[name]
+        info = self.manifest.tensors[self.stored_name(name)]
         return dtype_of(info.dtype), info.shape
 
     def python(self, name: str) -> Any | None:
@@ -64,45 +75,60 @@ class SavedCheckpoint:
         """Say which tensor holds the loaded values of ``name``."""
         self._loaded[name] = tensor
 
-    def referenced(self, value: Any) -> list[str]:
-        """Names of the tensors that an encoded value refers to."""
-        if isinstance(value, list):
-            return [name for item in value for name in self.referenced(item)]
-        if isinstance(value, dict):
-            if value.get("$") == "tensor":
-                return [value["name"]]
-            return [name for item in value.values() for name in self.referenced(item)]
-        return []
+    def provides(self, name: str) -> bool:
+        return name in self._loaded
+
+    def referenced(self, section: str) -> list[str]:
+        """Names of the tensors that the Python values of a section refer to."""
+        return [found["name"] for found in special_objects(self.python(section)) if found["$"] == "tensor"]
+
+    def check_trusted(self, section: str) -> None:
+        """Raise unless the Python values of a section can be decoded without running code, or the user allows it."""
+        if not self._allow_pickle and any(found["$"] == "pickle" for found in special_objects(self.python(section))):
+            raise ValueError(
+                f"{section} holds a pickle in {self.path}, which can run code; pass allow_pickle=True if you trust the "
+                "checkpoint"
+            )
+
+    def prepare(self, state: Mapping[str, Any], context: Context) -> None:
+        """Let every provider create what the checkpoint has and the state lacks; see :meth:`roll_back`."""
+        for name, value, _, _ in leaves(state):
+            if selected_section(name, self._only):
+                self.check_trusted(name)
+                undo = provider_for(value, name).prepare(value, name, context, self)
+                if undo is not None:
+                    self._undo.append(undo)
+
+    def roll_back(self) -> None:
+        """Remove what :meth:`prepare` created: an older checkpoint may not have it."""
+        while self._undo:
+            self._undo.pop()()
 
 
 @without_gc()
-def match(
-    saved: SavedCheckpoint, state: Mapping[str, Any], rank: int, strict: bool, only: Sequence[str] | None
-) -> list[Target]:
+def match(saved: SavedCheckpoint, state: Mapping[str, Any], strict: bool, only: Sequence[str] | None) -> list[Target]:
     """Pair live tensors with stored ones; create what the checkpoint has and the state lacks.
 
     Raises:
-        ValueError: names, shapes or dtypes do not fit; no live value has been changed.
+        ValueError: names, shapes or dtypes do not fit, or ``only`` selects nothing; no live value has been changed.
         DamagedCheckpointError: the checkpoint contradicts itself.
     """
-    context = make_context(state, rank)
-    for name, value, _, _ in leaves(state):
-        if selected_section(name, only):
-            provider_for(value, name).prepare(value, name, context, saved)
+    context = make_context(state, saved.saved_rank)
+    saved.prepare(state, context)
     sections = [collect(name, value, context) for name, value, _, _ in leaves(state) if selected_section(name, only)]
     targets: list[Target] = []
     missing: list[str] = []
     used: set[str] = set()
     for section in sections:
         for held, tensor in zip(section.held, section.tensors, strict=True):
-            if not _selected(held.name, only):
+            if not selected(held.name, only):
                 continue
             stored = saved.stored_name(held.name)
             if stored not in saved.manifest.tensors:
                 missing.append(held.name)
                 continue
             used.add(stored)
-            if _fits(saved, stored, held.name, held.dtype, held.shape, isinstance_tree=section.guard is None):
+            if _fits(saved, stored, held.name, held.dtype, held.shape, or_else_afresh=section.loads_afresh):
                 targets.append(Target(stored, tensor, held.box))
                 saved.provide(held.name, tensor)
         for alias, name in section.aliases.items():
@@ -111,11 +137,13 @@ def match(
         _add_referenced(saved, section, targets, used)
     if strict:
         _check_names(saved, state, missing, used, only)
+        if only is not None and not used and not any(saved.python(section.name) for section in sections):
+            raise ValueError(f"only={list(only)} selects nothing that the state and {saved.path} both have")
     return targets
 
 
 def _fits(
-    saved: SavedCheckpoint, stored: str, name: str, dtype: str, shape: tuple[int, ...], isinstance_tree: bool
+    saved: SavedCheckpoint, stored: str, name: str, dtype: str, shape: tuple[int, ...], or_else_afresh: bool
 ) -> bool:
     """Whether the live tensor can take the stored values in place.
 
@@ -125,7 +153,7 @@ def _fits(
     info = saved.manifest.tensors[stored]
     if (info.dtype, info.shape) == (dtype, shape):
         return True
-    if isinstance_tree:
+    if or_else_afresh:
         return False
     raise ValueError(
         f"{name} is {dtype}{list(shape)} in the live state but {info.dtype}{list(info.shape)} in {saved.path}; build "
@@ -135,15 +163,14 @@ def _fits(
 
 def _add_referenced(saved: SavedCheckpoint, section: Section, targets: list[Target], used: set[str]) -> None:
     """Tensors inside Python values that no live tensor takes are loaded into new host tensors."""
-    have = {target.name for target in targets}
-    for name in saved.referenced(saved.python(section.name)):
+    for name in saved.referenced(section.name):
         stored = saved.stored_name(name)
         if stored not in saved.manifest.tensors:
             raise DamagedCheckpointError(
                 f"{saved.path}: {section.name} refers to the tensor {name}, which is not stored"
             )
         used.add(stored)
-        if stored not in have:
+        if not saved.provides(name):
             dtype, shape = saved.dtype_and_shape(stored)
             tensor = torch.empty(shape, dtype=dtype)
             targets.append(Target(stored, tensor, Box.whole(shape)))
@@ -158,8 +185,7 @@ def _check_names(
     only: Sequence[str] | None,
 ) -> None:
     """Raise if either side has names that the other lacks."""
-    known = {_plain(name) for name in used}
-    unused = [name for name in saved.manifest.tensors if _plain(name) not in known and _selected(_plain(name), only)]
+    unused = [] if len(used) == len(saved.manifest.tensors) else _unused(saved, used, only)
     sections = {name for name, _, _, _ in leaves(state)}
     unused += [name for name in saved._python if name not in sections and selected_section(name, only)]
     problems = []
@@ -174,6 +200,12 @@ def _check_names(
         )
 
 
+def _unused(saved: SavedCheckpoint, used: set[str], only: Sequence[str] | None) -> list[str]:
+    """Stored names that no live tensor takes; other ranks' own values of a name that is taken do not count."""
+    known = {_plain(name) for name in used}
+    return [name for name in saved.manifest.tensors if _plain(name) not in known and selected(name, only)]
+
+
 def _some(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
@@ -183,7 +215,8 @@ def _plain(name: str) -> str:
     return name.split(".", 2)[2] if name.startswith("per_rank.") and name.count(".") > 1 else name
 
 
-def _selected(name: str, only: Sequence[str] | None) -> bool:
+def selected(name: str, only: Sequence[str] | None) -> bool:
+    """Whether some pattern selects the tensor ``name``."""
     return only is None or any(fnmatch.fnmatchcase(_plain(name), pattern) for pattern in only)
 
 

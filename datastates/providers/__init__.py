@@ -7,6 +7,7 @@ from datastates.providers.base import (
     Section,
     SectionBuilder,
     StateProvider,
+    Undo,
     provider_for,
     register_provider,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "Section",
     "SectionBuilder",
     "StateProvider",
+    "Undo",
     "per_rank",
     "provider_for",
     "register_provider",

@@ -142,8 +142,16 @@ class StateProvider(abc.ABC):
     def collect(self, value: Any, out: SectionBuilder) -> None:
         """Announce the tensors of ``value`` to ``out``, and set ``out.section.python`` and ``.guard``."""
 
-    def prepare(self, value: Any, name: str, context: Context, saved: Saved) -> None:  # noqa: B027  (optional)
-        """Before a restore collects: create tensors that the checkpoint has and ``value`` does not have yet."""
+    def prepare(self, value: Any, name: str, context: Context, saved: Saved) -> Undo | None:
+        """Before a restore collects: create tensors that the checkpoint has and ``value`` does not have yet.
+
+        Returns:
+            What removes them again, should this checkpoint turn out not to fit, or to be damaged.
+
+        Raises:
+            ValueError: the checkpoint does not fit ``value``; nothing was created.
+        """
+        return None
 
     @abc.abstractmethod
     def apply(self, value: Any, name: str, context: Context, saved: Saved) -> Any:

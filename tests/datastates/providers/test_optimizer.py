@@ -1,0 +1,178 @@
+"""Optimizers: state under the names of parameters, created before the first step, groups and their options."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conformance import ProviderConformance
+from training import small_model, train_step
+
+import datastates
+
+
+class OptimizerConformance(ProviderConformance):
+    """A model, and the optimizer that a subclass makes for it."""
+
+    def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        raise NotImplementedError
+
+    def make(self, seed: int) -> dict[str, Any]:
+        model = small_model(seed)
+        return {"model": model, "optimizer": self.optimizer(model)}
+
+    def change(self, state: dict[str, Any]) -> None:
+        train_step(state["model"], state["optimizer"], seed=len(state["optimizer"].state))
+
+    def content(self, state: dict[str, Any]) -> Any:
+        optimizer = state["optimizer"]
+        parameters = list(state["model"].parameters())
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        return [parameters, [dict(sorted(optimizer.state[p].items())) for p in parameters], groups]
+
+
+class TestAdamW(OptimizerConformance):
+    def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(model.parameters(), lr=0.01, amsgrad=True)
+
+
+class TestFusedAdam(OptimizerConformance):
+    def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+
+
+class TestForeachAdamW(OptimizerConformance):
+    def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(model.parameters(), lr=0.01, foreach=True)
+
+
+class TestMomentum(OptimizerConformance):
+    def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+class TestTwoGroups(OptimizerConformance):
+    def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        decay = [p for p in model.parameters() if p.ndim > 1]
+        others = [p for p in model.parameters() if p.ndim == 1]
+        groups = [{"params": decay, "weight_decay": 0.1, "name": "decay"}, {"params": others, "lr": 0.5}]
+        return torch.optim.AdamW(groups, lr=0.01)
+
+
+class TestTensorLearningRate(OptimizerConformance):
+    def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.01))
+
+    def change(self, state: dict[str, Any]) -> None:
+        super().change(state)
+        state["optimizer"].param_groups[0]["lr"].mul_(0.9)
+
+
+class NestedOptimizer(torch.optim.Optimizer):
+    """Keeps Python values, a dict of tensors and a list beside its tensors, as Shampoo-like optimizers do."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1, "betas": (0.9, 0.99)})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if not state:
+                    state["count"], state["history"] = 0, []
+                    state["factors"] = {i: torch.ones(n) for i, n in enumerate(parameter.shape)}
+                state["count"] += 1
+                state["history"].append(float(parameter.grad.norm()))
+                for factor in state["factors"].values():
+                    factor += parameter.grad.abs().sum()
+                parameter -= group["lr"] / state["count"] * parameter.grad
+
+
+class TestNestedState(OptimizerConformance):
+    restores_in_place = False  # what is inside Python values is stored with them
+
+    def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        return NestedOptimizer(model.parameters())
+
+
+class TestTwoOptimizersOfOneModel(ProviderConformance):
+    def make(self, seed: int) -> dict[str, Any]:
+        model = small_model(seed)
+        first, second = model[0].parameters(), [*model[1].parameters(), *model[3].parameters()]
+        optimizers = {"first": torch.optim.AdamW(first), "second": torch.optim.SGD(second, lr=0.1, momentum=0.9)}
+        return {"model": model, "optimizers": optimizers}
+
+    def change(self, state: dict[str, Any]) -> None:
+        train_step(state["model"], *state["optimizers"].values())
+
+    def content(self, state: dict[str, Any]) -> Any:
+        return [
+            list(state["model"].parameters()),
+            [[dict(o.state[p]) for g in o.param_groups for p in g["params"]] for o in state["optimizers"].values()],
+        ]
+
+
+class TestOptimizerOfTwoModules(ProviderConformance):
+    """Both modules have a parameter called ``weight``: the owners tell them apart."""
+
+    def make(self, seed: int) -> dict[str, Any]:
+        torch.manual_seed(seed)
+        a, b = torch.nn.Linear(6, 2), torch.nn.Linear(6, 2)
+        return {"a": a, "b": b, "optimizer": torch.optim.AdamW([*a.parameters(), *b.parameters()])}
+
+    def change(self, state: dict[str, Any]) -> None:
+        train_step(state["a"])
+        train_step(state["b"], state["optimizer"], seed=3)
+
+    def content(self, state: dict[str, Any]) -> Any:
+        return [dict(state["optimizer"].state[p]) for m in (state["a"], state["b"]) for p in m.parameters()]
+
+
+class TestOptimizerOfNoModule(ProviderConformance):
+    def make(self, seed: int) -> dict[str, Any]:
+        weight = torch.nn.Parameter(torch.randn(3, generator=torch.Generator().manual_seed(seed)))
+        return {"weight": weight, "optimizer": torch.optim.Adam([weight])}
+
+    def change(self, state: dict[str, Any]) -> None:
+        state["weight"].grad = state["weight"].detach().clone()
+        state["optimizer"].step()
+
+    def content(self, state: dict[str, Any]) -> Any:
+        return [state["weight"], dict(state["optimizer"].state[state["weight"]])]
+
+
+def test_other_groups_are_refused_before_anything_changes(tmp_path: Path) -> None:
+    model = small_model(1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    train_step(model, optimizer)
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.checkpoint(0, {"model": model, "optimizer": optimizer})
+    other = small_model(2)
+    before = copy.deepcopy(other.state_dict())
+    groups = [{"params": other[0].parameters()}, {"params": [*other[1].parameters(), *other[3].parameters()]}]
+    two = torch.optim.AdamW(groups)
+    with (
+        datastates.Checkpointer(tmp_path) as checkpoints,
+        pytest.raises(ValueError, match="optimizer has 2 parameter groups, the checkpoint 1; build"),
+    ):
+        checkpoints.restore({"model": other, "optimizer": two})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+    assert not two.state
+
+
+def test_a_refused_restore_leaves_no_state_behind(tmp_path: Path) -> None:
+    model = small_model(1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    train_step(model, optimizer)
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.checkpoint(0, {"model": model, "optimizer": optimizer, "extra": torch.ones(2)})
+    fresh = small_model(2)
+    fresh_optimizer = torch.optim.AdamW(fresh.parameters())
+    with (
+        datastates.Checkpointer(tmp_path) as checkpoints,
+        pytest.raises(ValueError, match="not in the live state: extra"),
+    ):
+        checkpoints.restore({"model": fresh, "optimizer": fresh_optimizer})
+    assert not fresh_optimizer.state

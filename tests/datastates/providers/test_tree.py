@@ -1,0 +1,127 @@
+"""Plain Python values and tensors by themselves."""
+
+import collections
+import datetime
+import pathlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conformance import ProviderConformance, assert_same
+
+import datastates
+
+
+def randn(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class TestTree(ProviderConformance):
+    def make(self, seed: int) -> dict[str, Any]:
+        nested = {"list": [randn(seed, 2), {"deep": randn(seed, 3, 2)}], "tuple": (randn(seed, 1), seed)}
+        return {"progress": {"epoch": seed, "name": f"run-{seed}", "best": (0.5, None), "nested": nested}}
+
+    def change(self, state: dict[str, Any]) -> None:
+        progress = state["progress"]
+        progress["epoch"] += 1
+        progress["losses"] = [*progress.get("losses", []), float("inf")]
+        progress["nested"]["list"][0].add_(1)
+        progress["nested"]["list"][1]["deep"].mul_(2)
+        progress["nested"]["tuple"][0].sub_(1)
+
+    def content(self, state: dict[str, Any]) -> Any:
+        return state["progress"]
+
+
+class TestTensor(ProviderConformance):
+    def make(self, seed: int) -> dict[str, Any]:
+        return {"ema": randn(seed, 4), "scale": torch.tensor(float(seed), dtype=torch.float64)}
+
+    def change(self, state: dict[str, Any]) -> None:
+        state["ema"].mul_(0.9)
+        state["scale"].mul_(2)
+
+    def content(self, state: dict[str, Any]) -> Any:
+        return state
+
+
+class TestImmutableValues(ProviderConformance):
+    """They are replaced in the state that holds them, at any depth."""
+
+    def make(self, seed: int) -> dict[str, Any]:
+        return {"step": seed, "run": {"lr": seed / 7, "tag": f"t{seed}", "shape": (seed,), "model": torch.nn.Module()}}
+
+    def change(self, state: dict[str, Any]) -> None:
+        state["step"] += 1
+        state["run"]["lr"] *= 2
+
+    def content(self, state: dict[str, Any]) -> Any:
+        return [state["step"], {k: v for k, v in state["run"].items() if k != "model"}]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        datetime.datetime(2026, 1, 2),
+        pathlib.PurePosixPath("a/b"),
+        collections.deque([1], maxlen=2),
+        frozenset({1}),
+        bytearray(b"ab"),
+        torch.bfloat16,
+        torch.device("cpu"),
+        collections.Counter("aa"),
+        np.float32(1.5),
+        np.arange(3),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_every_type_of_typed_json_may_stand_anywhere(tmp_path: Path, value: Any, nested: bool) -> None:
+    state: dict[str, Any] = {"progress": {"x": value}} if nested else {"x": value}
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.checkpoint(0, state)
+    fresh: dict[str, Any] = {"progress": {"x": None}} if nested else {"x": None}
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.restore(fresh)
+    found = fresh["progress"]["x"] if nested else fresh["x"]
+    assert type(found) is type(value)
+    assert np.array_equal(found, value) if isinstance(value, np.ndarray) else found == value
+
+
+def test_tensors_that_the_live_value_lacks_or_has_otherwise_are_loaded_afresh(tmp_path: Path) -> None:
+    saved = {"a": [torch.arange(3), torch.arange(4.0)], "b": {"c": torch.ones(2, 2)}, "empty": torch.zeros(0, 3)}
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.checkpoint(0, {"tree": saved})
+    state: dict[str, Any] = {"tree": {"a": [torch.zeros(7)], "gone": 1}}
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.restore(state)
+    assert_same(state["tree"], saved)
+
+
+def test_one_tensor_in_two_places_is_stored_once_and_comes_back_in_both(tmp_path: Path) -> None:
+    shared = torch.arange(5.0)
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        handle = checkpoints.checkpoint(0, {"a": {"x": shared, "again": shared}, "b": {"y": shared}})
+        manifest = datastates.directory.read_manifest(handle.durable.result(60))
+    assert manifest.data_bytes == shared.nbytes
+    assert dict(manifest.aliases) == {"a.again": "a.x", "b.y": "a.x"}
+    state: dict[str, Any] = {"a": {"x": torch.zeros(5)}, "b": {}}
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.restore(state)
+    for found in (state["a"]["x"], state["a"]["again"], state["b"]["y"]):
+        assert torch.equal(found, shared)
+
+
+def test_a_pickle_comes_back_only_if_it_is_trusted(tmp_path: Path) -> None:
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.checkpoint(0, {"odd": datastates.pickled(range(3)), "t": torch.ones(2)})
+    state: dict[str, Any] = {"odd": None, "t": torch.zeros(2)}
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        with pytest.raises(ValueError, match="allow_pickle=True"):
+            checkpoints.restore(state)
+        assert torch.equal(state["t"], torch.zeros(2)), "a refusal changes nothing"
+        checkpoints.restore(state, allow_pickle=True)
+    assert state["odd"] == range(3)
+    assert torch.equal(state["t"], torch.ones(2))
