@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,17 +63,28 @@ class Job:
         texts = [path.read_text().split() for path in sorted((self.run_dir / "phases").glob("rank-*"))]
         return [(int(text[0]), text[1]) for text in texts if text]
 
-    def kill_inside_step(self, step: int) -> int:
-        """SIGKILL the agent and all workers while every rank is in the backward pass of ``step``; returns how many.
+    def kill_inside_step(self, earliest: int) -> int:
+        """SIGKILL the agent and all workers while every rank is in a backward pass of one step; returns how many.
 
-        Blocks until all of them are dead. Workers live in sessions of their own, so they are found by parentage.
+        The step is ``earliest``, or a later one if the ranks were seen too late. Blocks until all of them are dead.
         """
-        with pidfds([self.agent.pid]) as (agent,):
-            deadline_s = time.monotonic() + JOB_TIMEOUT_S
-            while self.marks() != [(step, "backward")] * self.num_ranks:
-                if wait_for_death([agent], timeout_s=0.001) or time.monotonic() > deadline_s:
-                    raise SystemExit(f"the job in {self.run_dir} never came to step {step}, see above")
-        return kill_tree(self.agent)
+        self._wait_until(lambda: len(self.marks()) == self.num_ranks)
+        with pidfds([self.agent.pid, *descendants(self.agent.pid)]) as handles:  # now: a small step is over in no time
+            self._wait_until(lambda: self._all_in_backward(earliest))
+            kill(handles)
+        self.agent.wait()
+        return len(handles)
+
+    def _all_in_backward(self, earliest: int) -> bool:
+        (step, phase), *others = self.marks()
+        return step >= earliest and phase == "backward" and all(other == (step, phase) for other in others)
+
+    def _wait_until(self, holds: Callable[[], bool]) -> None:
+        deadline_s = time.monotonic() + JOB_TIMEOUT_S
+        with pidfds([self.agent.pid]) as agent:
+            while not holds():
+                if wait_for_death(agent, timeout_s=0.001) or time.monotonic() > deadline_s:
+                    raise SystemExit(f"the job in {self.run_dir} ended or hung before it could be killed, see above")
 
 
 @contextlib.contextmanager
@@ -88,25 +99,26 @@ def start_job(run_dir: Path, num_ranks: int, flags: list[str]) -> Iterator[Job]:
             kill_tree(agent)
 
 
-def kill_tree(agent: subprocess.Popen[bytes]) -> int:
-    """SIGKILL a child process and all its descendants, the child first, and wait until they are dead."""
-    if agent.poll() is not None:
-        return 0
-    with pidfds([agent.pid, *descendants(agent.pid)]) as handles:
-        for handle in handles:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
-        alive = handles
-        while alive:
-            dead = wait_for_death(alive, timeout_s=30)
-            assert dead, "processes outlived SIGKILL by 30 s"
-            alive = [handle for handle in alive if handle not in dead]
-    agent.wait()
-    return len(handles)
+def kill_tree(agent: subprocess.Popen[bytes]) -> None:
+    """SIGKILL a child process and all its descendants and wait until they are dead; they may be dead already."""
+    if agent.poll() is None:
+        with pidfds([agent.pid, *descendants(agent.pid)]) as handles:
+            kill(handles)
+        agent.wait()
+
+
+def kill(handles: list[int]) -> None:
+    """SIGKILL processes in the given order and wait until all of them are dead."""
+    for handle in handles:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+    for handle in handles:
+        if not wait_for_death([handle], timeout_s=30):
+            raise SystemExit("a process outlived SIGKILL by 30 s")
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the children of a process, their children and so on."""
+    """Return the children of a process, their children and so on; torchrun's are in sessions of their own."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):  # it may end while we look
@@ -274,20 +286,21 @@ def tell(directory: Path, num_ranks: int, kill_step: int, flags: list[str]) -> b
         job.wait()
     reference, killed = read_metrics(reference_dir), read_metrics(killed_dir)
     after = killed[len(before) :]
+    killed_at = marks[0][0]
 
     last_step = reference[-1]["step"]
     checkpoint = killed_dir / f"step-{last_step:08d}"
     expected, got = load_file(dump), read_checkpoint(checkpoint)
     wrong_losses, wrong_tensors = differing_losses(reference, killed), differing_tensors(expected, got)
-    plot(directory / "loss.png", reference, before, after, kill_step)
+    plot(directory / "loss.png", reference, before, after, killed_at)
 
-    inside = all(step == kill_step and phase in ("backward", "update") for step, phase in marks)
+    inside = all(step == killed_at and phase in ("forward", "backward", "update") for step, phase in marks)
     start = after[0]["start"]
     bits = 8 * sum(tensor.nbytes for tensor in expected.values())
     checks = [
-        (f"killed inside step {kill_step}, before its update was over", inside and before[-1]["step"] == kill_step - 1),
+        (f"killed inside step {killed_at}", inside and before[-1]["step"] + 1 == killed_at >= kill_step),
         (f"agent and workers killed: {num_killed} processes", num_killed > num_ranks),
-        (f"resumed at step {start}, from a checkpoint", 0 < start <= kill_step and published[-1] + 1 == start),
+        (f"resumed at step {start}, from a checkpoint", 0 < start <= killed_at and published[-1] + 1 == start),
         (f"all {len(killed)} losses equal: {wrong_losses[:3] or 'yes'}", not wrong_losses),
         (f"all {bits:,} bits of {len(expected)} tensors equal: {wrong_tensors[:3] or 'yes'}", not wrong_tensors),
     ]
@@ -309,9 +322,8 @@ def main() -> int:
         "--directory", type=Path, default=Path("runs/story"), help="where everything is written (%(default)s)"
     )
     parser.add_argument("--ranks", type=int, default=4, help="processes per job (%(default)s)")
-    parser.add_argument(
-        "--kill-step", type=int, default=25, help="step inside which the second job is killed (%(default)s)"
-    )
+    kill_help = "step inside which the second job is killed (%(default)s), or the next one in which that succeeds"
+    parser.add_argument("--kill-step", type=int, default=25, help=kill_help)
     parser.add_argument("--config", default=str(HERE / "gpt.yaml"), help="settings of the jobs (%(default)s)")
     own, passed_on = parser.parse_known_args()
     began = time.monotonic()

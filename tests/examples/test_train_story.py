@@ -58,9 +58,9 @@ def test_grandchildren_in_other_sessions_are_found(launch: Launcher) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_story_holds_with_a_tiny_model(launch: Launcher, tmp_path: Path) -> None:
-    tiny = "--width 32 --layers 2 --heads 2 --context 32 --global-batch 16 --micro-batch 2 --eval-every 4 --eval-rows 8 --steps 12"
-    where = ["--directory", tmp_path, "--kill-step", "7", "--data", STORY]
-    story = launch.python(STORY, *where, *tiny.split())
+    model = "--width 64 --layers 2 --heads 2 --context 64 --global-batch 16 --micro-batch 2"
+    job = "--steps 12 --eval-every 4 --eval-rows 8 --kill-step 7"
+    story = launch.python(STORY, "--directory", tmp_path, "--data", STORY, *model.split(), *job.split())
     story.wait(timeout_s=280)
     assert "The resumed job is the uninterrupted one, bit for bit." in story.output
     assert story.output.count("  ok    ") == 5
