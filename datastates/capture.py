@@ -150,7 +150,7 @@ class StateCapture:
         self._context = Context({}, [])
         self._structure = Structure.of((), {})
         self._tensors: list[torch.Tensor] = []
-        self._copied: list[int] = []
+        self._gathered: list[int] = []  # tensors to copy that the native side does not copy by itself
         self._set: Any = None  # _elastates.TensorSet
         self._devices: list[int] = []
         self._written: dict[int, set[int]] = {}
@@ -165,7 +165,7 @@ class StateCapture:
         """
         self._refresh(state)
         python = {s.name: encoded for s in self._sections if (encoded := s.python()) is not None}
-        copies = [(index, _own_copy(self._tensors[index])) for index in self._copied]
+        copies = [(index, _own_copy(self._tensors[index])) for index in self._gathered]
         refs = self._set.hold(copies, sample_begin, sample_bytes, _streams(self._devices))
         return Captured(self._structure, refs, python)
 
@@ -228,7 +228,8 @@ class StateCapture:
         self._tensors = tensors
         if list(self._structure.held) != held or self._structure.aliases != aliases:
             self._structure = Structure.of(held, aliases)
-        self._copied = [i for i, h in enumerate(held) if h.group == COPIED]
+        copied = [i for i, h in enumerate(held) if h.group == COPIED]
+        self._gathered = [i for i in copied if not _is_plain_memory(tensors[i])]
         self._set = _elastates.TensorSet(tensors, np.array([h.group + 1 for h in held], dtype=np.uint32))
         self._devices = sorted({t.get_device() for t in tensors if t.is_cuda})
         self._written = {}
@@ -259,6 +260,10 @@ def _same_tensors(now: Section, before: Section) -> bool:
         and now.aliases == before.aliases
         and all(a is b for a, b in zip(now.tensors, before.tensors, strict=True))
     )
+
+
+def _is_plain_memory(tensor: torch.Tensor) -> bool:
+    return tensor.is_cpu and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
 def _own_copy(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from datastates.errors import (
     ArenaExhaustedError,
     CheckpointError,
     CheckpointSkipped,
+    CoordinationError,
     DamagedCheckpointError,
     RestoreError,
 )
@@ -118,6 +119,7 @@ class Checkpointer:
         self._ordinal += 1
         with self._lock:
             self._in_flight[taken.ordinal] = taken
+        taken.durable.add_done_callback(self._landed(taken.ordinal))
         self._uncopied.append(taken)
         self._pipeline.put(taken)
         with self._lock:
@@ -225,11 +227,12 @@ class Checkpointer:
                 only=patterns,
                 allow_pickle=allow_pickle,
             )
-        except RestoreError as error:
+        except (RestoreError, CoordinationError) as error:
             self._unusable = str(error)
             raise
         self._pipeline.damaged.update(damaged)
-        self._unusable = None
+        if step and only is None:  # a part, or nothing at all, does not mend what a failed restore has left
+            self._unusable = None
         return step
 
     def steps(self) -> list[int]:
@@ -289,7 +292,6 @@ class Checkpointer:
         """On the commit lane (or the plan lane, if it never got further)."""
         elapsed_s = time.monotonic() - checkpoint.begun_s
         with self._lock:
-            self._in_flight.pop(checkpoint.ordinal, None)
             stats = self._stats
             if error is None:
                 self._consecutive_failures = 0
@@ -308,6 +310,15 @@ class Checkpointer:
                 self._stats = replace(stats, num_failed=stats.num_failed + 1)
         if error is not None and not isinstance(error, CheckpointSkipped):
             logger.warning("%s (%s)", error, type(error).__name__)
+
+    def _landed(self, ordinal: int) -> Callable[[object], None]:
+        """What takes a checkpoint off those in flight: not before its future says so, or wait() could miss it."""
+
+        def landed(durable: object) -> None:
+            with self._lock:
+                self._in_flight.pop(ordinal, None)
+
+        return landed
 
     def _raise_due(self) -> None:
         """Raise what ``on_failure`` and ``max_consecutive_failures`` say must be raised now."""

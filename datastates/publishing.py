@@ -110,7 +110,8 @@ class Publisher:
     def prune(self) -> None:
         """Rank 0: let go of what retention does not keep, but only while the newest is there, whole."""
         try:
-            steps = self._directory.steps()
+            # A damaged step may be newer than all that are whole: it must not stand in for one of them.
+            steps = [step for step in self._directory.steps() if step not in self.damaged]
             old = expired(steps, self._config.keep_last, self._config.keep_every)
             if old and all(path.stat().st_size == size for path, size in self._published.items()):
                 self._directory.remove(old)

@@ -20,6 +20,7 @@ from typing import Any
 
 from datastates import manifest
 from datastates.agreement import Planner, SavePlan, begin_message, begin_problem, json_bytes
+from datastates.bulk import without_gc
 from datastates.config import CheckpointerConfig
 from datastates.coordination import Channel
 from datastates.directory import (
@@ -104,7 +105,8 @@ class SavePipeline:
             self._submit(job)
         except Exception as error:  # noqa: BLE001
             job.error = as_checkpoint_error(checkpoint, error, self._channel.rank)
-            checkpoint.submitted(None)
+            if checkpoint.snapshot is None:  # else the engine has it: the gate waits until it has let go of the sources
+                checkpoint.submitted(None)
         self._copied_lane.put(job)
 
     def _agree(self, checkpoint: Checkpoint) -> tuple[SavePlan, Path]:
@@ -127,7 +129,7 @@ class SavePipeline:
         begin = begin_message(captured, checkpoint.step, ready, attempt, problem, alone)
         try:
             plan, name = self._planner.agree(captured, begin, str(checkpoint.ordinal), self._config.policy)
-        except CheckpointError:
+        except Exception:
             if attempt:
                 self._remove_empty(self._directory.path / attempt)
             raise
@@ -177,6 +179,7 @@ class SavePipeline:
                 self._engine = self._config.make_engine(file_bytes)
             return self._engine
 
+    @without_gc()
     def _write_objects(self, attempt: Path, python: dict[str, Any]) -> manifest.ObjectsFile:
         content = json_bytes(python)
         name = objects_file_name(self._channel.rank)

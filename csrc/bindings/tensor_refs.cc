@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 
 #include "base/crc32c.h"
@@ -14,7 +15,7 @@ namespace elastates {
 
 struct TensorRefs::State {
   struct Ref {
-    at::Tensor alias;  // detached: shares memory and version counter, owns no Python object
+    at::Tensor alias;  // detached: shares memory and version counter, owns no Python object; none if copied
     const char* data;
     uint64_t nbytes;
     int device;
@@ -22,6 +23,7 @@ struct TensorRefs::State {
     uint32_t version;
   };
   std::vector<Ref> refs;
+  at::Tensor copied;  // memory of what was copied at the call
   std::vector<Sample> samples;
   std::vector<std::shared_ptr<DeviceEvent>> producer_events;
 };
@@ -29,6 +31,7 @@ struct TensorRefs::State {
 namespace {
 
 constexpr uint64_t kFull = ~uint64_t{0};
+constexpr uint32_t kCopied = ~uint32_t{0};  // group of a copy that stands in, until all copies are made
 
 // Inference tensors have no counter.
 uint32_t VersionOf(const at::Tensor& tensor) {
@@ -36,7 +39,7 @@ uint32_t VersionOf(const at::Tensor& tensor) {
 }
 
 uint32_t CrcOfBytes(const at::Tensor& tensor, const char* data, uint64_t begin, uint64_t end) {
-  if (tensor.is_cpu()) return Crc32c(data + begin, end - begin);
+  if (!tensor.defined() || tensor.is_cpu()) return Crc32c(data + begin, end - begin);
   at::NoGradGuard no_grad;
   at::Tensor bytes = at::from_blob(const_cast<char*>(data) + begin, {static_cast<int64_t>(end - begin)},
                                    at::TensorOptions().dtype(at::kByte).device(tensor.device()));
@@ -114,7 +117,7 @@ class TensorSet {
     }
   }
 
-  // `copies`: tensors that stand in for the originals at some indices.
+  // Tensors of group 0 are copied now: `copies` stand in for those that are not contiguous host memory.
   std::shared_ptr<TensorRefs> Hold(const std::vector<std::pair<size_t, py::object>>& copies,
                                    uint64_t sample_begin, uint64_t sample_bytes,
                                    const std::vector<std::pair<int, uint64_t>>& streams) {
@@ -127,11 +130,12 @@ class TensorSet {
     auto held = std::make_shared<TensorRefs>();
     held->state_->refs = refs_;
     for (const auto& [index, copy] : copies) {
-      held->state_->refs.at(index) = MakeRef(Unpack(copy, index), 0, index);
+      held->state_->refs.at(index) = MakeRef(Unpack(copy, index), kCopied, index);
     }
     Status recorded;
     {
       py::gil_scoped_release release;
+      CopyNow(held->state_.get());
       recorded = TensorRefsBuilder::Finish(streams, sample_begin, sample_bytes, held->state_.get());
     }
     RaiseIfFailed(recorded);
@@ -139,6 +143,26 @@ class TensorSet {
   }
 
  private:
+  // Into one buffer, which lives as long as these refs.
+  static void CopyNow(TensorRefs::State* state) {
+    uint64_t total = 0;
+    for (const auto& ref : state->refs) total += ref.group == 0 ? Padded(ref.nbytes) : 0;
+    if (total > 0) {
+      state->copied = at::empty({static_cast<int64_t>(total)}, at::TensorOptions().dtype(at::kByte));
+      char* free = static_cast<char*>(state->copied.data_ptr());
+      for (auto& ref : state->refs) {
+        if (ref.group != 0) continue;
+        if (ref.nbytes > 0) std::memcpy(free, ref.data, ref.nbytes);
+        ref.data = free;
+        free += Padded(ref.nbytes);
+        ref.alias = at::Tensor();
+      }
+    }
+    for (auto& ref : state->refs) ref.group = ref.group == kCopied ? 0 : ref.group;
+  }
+
+  static uint64_t Padded(uint64_t nbytes) { return (nbytes + 63) / 64 * 64; }
+
   static at::Tensor Unpack(const py::object& item, size_t i) {
     if (!THPVariable_Check(item.ptr())) throw py::type_error("tensor expected at " + std::to_string(i));
     return THPVariable_Unpack(item.ptr());
