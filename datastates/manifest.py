@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from datastates.bulk import without_gc
-from datastates.dtypes import dtype_of
+from datastates.dtypes import dtype_name, dtype_of
 from datastates.errors import DamagedCheckpointError
 from oneflow_sbp import Box
 
@@ -205,26 +206,31 @@ def _file(data: dict[str, Any]) -> DataFile:
 
 def _tensor(name: str, data: dict[str, Any], files: Sequence[DataFile]) -> TensorInfo:
     shape = _numbers(data["shape"])
-    itemsize = dtype_of(data["dtype"]).itemsize
+    dtype = data["dtype"]
     whole = Box.whole(shape)
-    shards: list[Shard] = []
-    for file, begin, end, offsets, sizes in data["shards"]:
-        box = Box(_numbers(offsets), _numbers(sizes))
-        if not 0 <= _number(file) < len(files):
-            raise ValueError(f"{name}: data file {file} of {len(files)}")
-        if not files[file].header_bytes <= _number(begin) <= _number(end) <= files[file].size_bytes:
-            raise ValueError(f"{name}: bytes [{begin}, {end}) leave the payload of {files[file].name}")
-        if not box.inside(shape) or end - begin != box.numel * itemsize:
-            raise ValueError(f"{name}: box {box} in [{begin}, {end}) does not fit {data['dtype']}{list(shape)}")
-        shards.append(Shard(file, begin, end, box))
-    _check_tiling(name, whole, shards)
-    return TensorInfo(data["dtype"], shape, tuple(shards))
+    shards = tuple([_shard(name, dtype_of(dtype), shape, whole, row, files) for row in data["shards"]])
+    if len(shards) != 1 or shards[0].box is not whole:
+        _check_tiling(name, whole, shards)
+    return TensorInfo(dtype, shape, shards)
+
+
+def _shard(
+    name: str, dtype: torch.dtype, shape: tuple[int, ...], whole: Box, row: Any, files: Sequence[DataFile]
+) -> Shard:
+    file, begin, end, offsets, sizes = row
+    box = Box(_numbers(offsets), _numbers(sizes))
+    box = whole if box == whole else box
+    if _number(file) >= len(files):
+        raise ValueError(f"{name}: data file {file} of {len(files)}")
+    if not files[file].header_bytes <= _number(begin) <= _number(end) <= files[file].size_bytes:
+        raise ValueError(f"{name}: bytes [{begin}, {end}) leave the payload of {files[file].name}")
+    if (box is not whole and not box.inside(shape)) or end - begin != box.numel * dtype.itemsize:
+        raise ValueError(f"{name}: box {box} in [{begin}, {end}) does not fit {dtype_name(dtype)}{list(shape)}")
+    return Shard(file, begin, end, box)
 
 
 def _check_tiling(name: str, whole: Box, shards: Sequence[Shard]) -> None:
     """Every element stored exactly once: volumes add up and no two boxes meet."""
-    if len(shards) == 1 and shards[0].box == whole:
-        return
     if sum(s.box.numel for s in shards) != whole.numel:
         raise ValueError(f"{name}: the stored boxes hold {sum(s.box.numel for s in shards)} of {whole.numel} elements")
     ordered = sorted((s.box for s in shards if s.box.numel), key=lambda box: box.offsets)
@@ -243,7 +249,10 @@ def _number(value: Any) -> int:
 
 
 def _numbers(values: Any) -> tuple[int, ...]:
-    return tuple([_number(value) for value in values])
+    for value in values:
+        if type(value) is not int or not 0 <= value < 1 << 63:
+            raise ValueError(f"{value!r} is not a count")
+    return tuple(values)
 
 
 def _plain(name: Any) -> str:

@@ -16,8 +16,8 @@ from datastates.directory import read_objects
 from datastates.dtypes import dtype_of
 from datastates.errors import DamagedCheckpointError
 from datastates.loading import Target
-from datastates.manifest import Manifest
-from datastates.plan import per_rank_name
+from datastates.manifest import Manifest, TensorInfo
+from datastates.plan import Held, per_rank_name
 from datastates.providers import Context, Section, Undo, provider_for
 from datastates.typed_json import decode, special_objects
 from oneflow_sbp import Box
@@ -42,6 +42,7 @@ class SavedCheckpoint:
         self._undo: list[Undo] = []
         self._has_own_values = any(name.startswith("per_rank.") for name in manifest.tensors)
         self._python: dict[str, Any] = {}
+        self._special_of: dict[str, list[dict[str, Any]]] = {}
         self._loaded: dict[str, torch.Tensor] = {}
         if manifest.objects:
             with without_gc():
@@ -80,15 +81,20 @@ class SavedCheckpoint:
 
     def referenced(self, section: str) -> list[str]:
         """Names of the tensors that the Python values of a section refer to."""
-        return [found["name"] for found in special_objects(self.python(section)) if found["$"] == "tensor"]
+        return [found["name"] for found in self._special(section) if found["$"] == "tensor"]
 
     def check_trusted(self, section: str) -> None:
         """Raise unless the Python values of a section can be decoded without running code, or the user allows it."""
-        if not self._allow_pickle and any(found["$"] == "pickle" for found in special_objects(self.python(section))):
+        if not self._allow_pickle and any(found["$"] == "pickle" for found in self._special(section)):
             raise ValueError(
                 f"{section} holds a pickle in {self.path}, which can run code; pass allow_pickle=True if you trust the "
                 "checkpoint"
             )
+
+    def _special(self, section: str) -> list[dict[str, Any]]:
+        if section not in self._special_of:
+            self._special_of[section] = special_objects(self.python(section))
+        return self._special_of[section]
 
     def prepare(self, state: Mapping[str, Any], context: Context) -> None:
         """Let every provider create what the checkpoint has and the state lacks; see :meth:`roll_back`."""
@@ -121,14 +127,15 @@ def match(saved: SavedCheckpoint, state: Mapping[str, Any], strict: bool, only: 
     used: set[str] = set()
     for section in sections:
         for held, tensor in zip(section.held, section.tensors, strict=True):
-            if not selected(held.name, only):
+            if only is not None and not selected(held.name, only):
                 continue
             stored = saved.stored_name(held.name)
-            if stored not in saved.manifest.tensors:
+            info = saved.manifest.tensors.get(stored)
+            if info is None:
                 missing.append(held.name)
                 continue
             used.add(stored)
-            if _fits(saved, stored, held.name, held.dtype, held.shape, or_else_afresh=section.loads_afresh):
+            if _fits(saved, info, held, or_else_afresh=section.loads_afresh):
                 targets.append(Target(stored, tensor, held.box))
                 saved.provide(held.name, tensor)
         for alias, name in section.aliases.items():
@@ -142,22 +149,19 @@ def match(saved: SavedCheckpoint, state: Mapping[str, Any], strict: bool, only: 
     return targets
 
 
-def _fits(
-    saved: SavedCheckpoint, stored: str, name: str, dtype: str, shape: tuple[int, ...], or_else_afresh: bool
-) -> bool:
+def _fits(saved: SavedCheckpoint, info: TensorInfo, held: Held, or_else_afresh: bool) -> bool:
     """Whether the live tensor can take the stored values in place.
 
     Containers and stateful objects may have changed shape since: theirs are then loaded afresh. For modules and
     optimizers a misfit is an error.
     """
-    info = saved.manifest.tensors[stored]
-    if (info.dtype, info.shape) == (dtype, shape):
+    if info.dtype == held.dtype and info.shape == held.shape:
         return True
     if or_else_afresh:
         return False
     raise ValueError(
-        f"{name} is {dtype}{list(shape)} in the live state but {info.dtype}{list(info.shape)} in {saved.path}; build "
-        "the model as it was saved, or restore a part with only="
+        f"{held.name} is {held.dtype}{list(held.shape)} in the live state but {info.dtype}{list(info.shape)} in "
+        f"{saved.path}; build the model as it was saved, or restore a part with only="
     )
 
 

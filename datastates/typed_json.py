@@ -13,7 +13,7 @@ import enum
 import math
 import pathlib
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -132,16 +132,18 @@ def decode(value: Json, tensor_in: TensorIn | None = None, allow_pickle: bool = 
     return _DECODERS[kind](value, lambda item: decode(item, tensor_in, allow_pickle))
 
 
-def special_objects(value: Json) -> Iterator[dict[str, Any]]:
+def special_objects(value: Json) -> list[dict[str, Any]]:
     """Every object of an encoded value that stands for something JSON lacks, at any depth."""
-    if isinstance(value, dict):
-        if "$" in value:
-            yield value
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            if isinstance(item, (dict, list)):
-                yield from special_objects(item)
+    found, left = [], [value]
+    while left:
+        item = left.pop()
+        if type(item) is dict:
+            if "$" in item:
+                found.append(item)
+            left.extend(item.values())
+        elif type(item) is list:
+            left.extend(item)
+    return found
 
 
 def _inline_tensor(tensor: torch.Tensor) -> Json:
