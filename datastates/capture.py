@@ -7,6 +7,7 @@ is kept between checkpoints for as long as the providers' guards say that the st
 
 from __future__ import annotations
 
+import collections
 import fnmatch
 import hashlib
 import itertools
@@ -119,6 +120,9 @@ def make_context(state: Mapping[str, Any], rank: int, lazy: Sequence[str] = ()) 
     from datastates.providers import PerRank
 
     found = [(name, v.value if isinstance(v, PerRank) else v) for name, v, _, _ in leaves(state)]
+    if len({name for name, _ in found}) != len(found):
+        twice, _ = collections.Counter(name for name, _ in found).most_common(1)[0]
+        raise ValueError(f"two values of the state have one name: {twice}; rename a key of the state")
     return Context(
         modules={name: value for name, value in found if isinstance(value, torch.nn.Module)},
         optimizers=[value for _, value in found if isinstance(value, torch.optim.Optimizer)],
@@ -154,6 +158,7 @@ class StateCapture:
         self._set: Any = None  # _elastates.TensorSet
         self._devices: list[int] = []
         self._written: dict[int, set[int]] = {}
+        self._tied: list[tuple[torch.Tensor, Section, tuple[Any, ...]]] = []
 
     def take(self, state: Mapping[str, Any], sample_begin: int, sample_bytes: int) -> Captured:
         """Hold everything in ``state``.
@@ -167,7 +172,14 @@ class StateCapture:
         python = {s.name: encoded for s in self._sections if (encoded := s.python()) is not None}
         copies = [(index, _own_copy(self._tensors[index])) for index in self._gathered]
         refs = self._set.hold(copies, sample_begin, sample_bytes, _streams(self._devices))
+        if any(s.transient for s in self._sections):
+            self._drop_transient()
         return Captured(self._structure, refs, python)
+
+    def forget(self) -> None:
+        """Let go of the state; the next :meth:`take` begins anew."""
+        self._values, self._sections, self._tensors, self._tied, self._set = [], [], [], [], None
+        self._context = Context({}, [])
 
     def groups_written_by(self, optimizer: torch.optim.Optimizer) -> set[int]:
         """Native groups with memory that ``optimizer`` writes, be it part of the state or not."""
@@ -188,7 +200,7 @@ class StateCapture:
             name == old_name and value is old
             for (name, value), (old_name, old) in zip(values, self._values, strict=True)
         )
-        if not same or any(s.guard is not None and not s.guard() for s in self._sections):
+        if not same or self._stale():
             self._context = make_context(state, self._rank, self._lazy)
             self._sections = [collect(name, value, self._context) for name, value in values]
             self._values = values
@@ -202,12 +214,36 @@ class StateCapture:
             if not all(map(_same_tensors, self._sections, before)):
                 self._assemble()
 
+    def _stale(self) -> bool:
+        """Whether the values consist of other tensors than last time, or of the same with other memory or form."""
+        return (
+            any(s.guard is not None and not s.guard() for s in self._sections)
+            or (self._set is not None and self._set.moved())
+            or any(_form(tensor) != form for tensor, _, form in self._tied)
+            or any(
+                whole._local_tensor is not part or part.data_ptr() != address
+                for s in self._sections
+                for whole, part, address in s.parts
+            )
+        )
+
+    def _drop_transient(self) -> None:
+        """Tensors made for one call belong to its checkpoint alone; go on watching the others."""
+        for section in self._sections:
+            if section.transient:
+                section.tensors.clear()
+                section.parts.clear()
+        self._tensors = [tensor for section in self._sections for tensor in section.tensors]
+        self._tied = [tie for tie in self._tied if not tie[1].transient]
+        self._set = _elastates.TensorSet(self._tensors, np.zeros(len(self._tensors), dtype=np.uint32))
+
     def _assemble(self) -> None:
         """Join the sections: one name, one tensor; a tensor met again under another name is an alias."""
         held: list[Held] = []
         tensors: list[torch.Tensor] = []
         aliases: dict[str, str] = {}
         by_memory: dict[object, str] = {}
+        self._tied = []
         for section in self._sections:
             aliases |= section.aliases
             for item, tensor in zip(section.held, section.tensors, strict=True):
@@ -215,6 +251,7 @@ class StateCapture:
                 first = by_memory.setdefault(memory, item.name) if item.nbytes else item.name
                 if first != item.name:
                     aliases[item.name] = first
+                    self._tied.append((tensor, section, _form(tensor)))
                 else:
                     held.append(item)
                     tensors.append(tensor)
@@ -258,8 +295,13 @@ def _same_tensors(now: Section, before: Section) -> bool:
     return (
         now.held == before.held
         and now.aliases == before.aliases
+        and len(now.tensors) == len(before.tensors)
         and all(a is b for a, b in zip(now.tensors, before.tensors, strict=True))
     )
+
+
+def _form(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _is_plain_memory(tensor: torch.Tensor) -> bool:

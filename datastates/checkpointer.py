@@ -166,6 +166,7 @@ class Checkpointer:
         unwatch_optimizers(self)
         self._pipeline.close()
         self._uncopied.clear()
+        self._capture.forget()
         self._directory.unlock()
         self._leave_together()
         self._raise_due()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,13 @@ class SaveJob:
     error: CheckpointError | None = None
     objects: ObjectsFile | None = None
     reported: bool = False
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Clear the locals that an error's frames hold: it may be kept for long, and the captured state must not be."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def as_checkpoint_error(checkpoint: Checkpoint, error: Exception, rank: int) -> CheckpointError:

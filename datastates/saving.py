@@ -33,7 +33,7 @@ from datastates.errors import CheckpointError, MutationError, StorageFullError
 from datastates.handle import Checkpoint
 from datastates.lanes import Lane
 from datastates.publishing import Publisher
-from datastates.save_job import SaveJob, as_checkpoint_error
+from datastates.save_job import SaveJob, as_checkpoint_error, forget_frames
 
 import _elastates
 
@@ -252,4 +252,5 @@ class SavePipeline:
         if not job.reported:
             job.reported = True
             self._finished(job.checkpoint, error, 0)
+        forget_frames(error)
         job.checkpoint.fail(error)

@@ -96,6 +96,11 @@ def encode(value: object, path: str, tensor_out: TensorOut | None = None) -> Jso
         return {"$": "path", "v": str(value)}
     if isinstance(value, enum.Enum) and isinstance(value, (int, str)):
         return encode(value.value, path, tensor_out)
+    if callable(getattr(value, "state_dict", None)):
+        raise TypeError(
+            f"{path} is a {type(value).__module__}.{type(value).__qualname__}, which cannot stand in a list or tuple; "
+            "put it in a dict of the state, under a key of its own"
+        )
     raise TypeError(
         f"{path} is a {type(value).__module__}.{type(value).__qualname__}, which has no typed JSON form; give it "
         "state_dict()/load_state_dict(), convert it to plain values, or wrap it in datastates.pickled(...)"

@@ -112,21 +112,32 @@ class TensorSet {
     originals_.reserve(count);
     refs_.reserve(count);
     for (size_t i = 0; i < count; ++i) {
-      originals_.push_back(Unpack(tensors[i], i));
-      refs_.push_back(MakeRef(originals_[i], groups.at(i), i));
+      originals_.push_back(tensors[i]);
+      refs_.push_back(MakeRef(Unpack(originals_[i], i), groups.at(i), i));
     }
   }
 
+  // Whether some tensor has other memory, another dtype or another shape than when the set was made, although
+  // it is the same Python object: `p.data = ...`, `module.to(dtype)` and torch.utils.swap_tensors do that. What
+  // was derived from it (ties, boxes, sizes) is void then.
+  bool Moved() const {
+    for (size_t i = 0; i < refs_.size(); ++i) {
+      const at::Tensor& now = THPVariable_Unpack(originals_[i].ptr());
+      const at::Tensor& then = refs_[i].alias;
+      if (now.data_ptr() != refs_[i].data || now.scalar_type() != then.scalar_type() ||
+          now.sizes() != then.sizes() || now.strides() != then.strides()) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  // REQUIRES: !Moved().
   // Tensors of group 0 are copied now: `copies` stand in for those that are not contiguous host memory.
   std::shared_ptr<TensorRefs> Hold(const std::vector<std::pair<size_t, py::object>>& copies,
                                    uint64_t sample_begin, uint64_t sample_bytes,
                                    const std::vector<std::pair<int, uint64_t>>& streams) {
-    for (size_t i = 0; i < refs_.size(); ++i) {
-      if (originals_[i].data_ptr() != refs_[i].data || originals_[i].nbytes() != refs_[i].nbytes) {
-        refs_[i] = MakeRef(originals_[i], refs_[i].group, i);
-      }
-      refs_[i].version = VersionOf(refs_[i].alias);
-    }
+    for (auto& ref : refs_) ref.version = VersionOf(ref.alias);
     auto held = std::make_shared<TensorRefs>();
     held->state_->refs = refs_;
     for (const auto& [index, copy] : copies) {
@@ -183,7 +194,7 @@ class TensorSet {
             VersionOf(tensor)};
   }
 
-  std::vector<at::Tensor> originals_;
+  std::vector<py::object> originals_;
   std::vector<TensorRefs::State::Ref> refs_;
 };
 
@@ -240,6 +251,8 @@ void BindTensorRefs(py::module_& m) {
            "groups: [tensors] uint32; 0 for those that every checkpoint copies when it is taken, and only "
            "those\n"
            "need not be contiguous.")
+      .def("moved", &TensorSet::Moved,
+           "Whether a tensor has other memory, another dtype or another shape than when the set was made.")
       .def("hold", &TensorSet::Hold, py::arg("copies"), py::arg("sample_begin"), py::arg("sample_bytes"),
            py::arg("streams"),
            "A TensorRefs of the tensors as they are now; copies: (index, tensor) to hold in their stead.\n"

@@ -69,6 +69,10 @@ class Section:
     """Encodes the Python values as they are at the moment of the call."""
     guard: Callable[[], bool] | None = None
     """Cheap check that ``held`` and ``tensors`` still stand; ``None``: ask the provider every time."""
+    parts: list[tuple[Any, torch.Tensor, int]] = field(default_factory=list)
+    """(``DTensor``, its local tensor, that one's address) for those of :attr:`tensors` that are such parts."""
+    transient: bool = False
+    """Whether the tensors were made for this call, so that nobody else holds them."""
     loads_afresh: bool = False
     """Whether ``apply`` takes tensors that do not fit the live ones, or have none, out of the decoded Python values."""
 
@@ -114,6 +118,9 @@ class SectionBuilder:
             group = COPIED  # raw bytes of it do not exist: they are gathered when the checkpoint is taken
         self.section.held.append(Held(name, dtype_name(local.dtype), local.element_size(), shape, box, group))
         self.section.tensors.append(local)
+        if local is not tensor:
+            part: torch.Tensor = tensor._local_tensor  # type: ignore[attr-defined]
+            self.section.parts.append((tensor, part, part.data_ptr()))
         return name
 
 

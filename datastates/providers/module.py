@@ -31,8 +31,11 @@ class ModuleProvider(StateProvider):
             else:
                 extra[canonical(key)] = encode(item, name, out.tensor)
         out.section.python = lambda: extra or None
+        tensors = [t for t in state.values() if isinstance(t, torch.Tensor)]
+        guard = _guard(value, tensors)
+        out.section.transient = guard is None and bool(tensors)
         if not extra:
-            out.section.guard = _guard(value, [t for t in state.values() if isinstance(t, torch.Tensor)])
+            out.section.guard = guard
 
     def apply(self, value: torch.nn.Module, name: str, context: Context, saved: Saved) -> torch.nn.Module:
         extra = saved.python(name)

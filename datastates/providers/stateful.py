@@ -18,6 +18,7 @@ class StatefulProvider(StateProvider):
         encoded = encode(value.state_dict(), out.section.name, out.tensor)
         out.section.python = lambda: encoded
         out.section.loads_afresh = True
+        out.section.transient = bool(out.section.tensors)  # perhaps copies; who knows
 
     def apply(self, value: Any, name: str, context: Context, saved: Saved) -> Any:
         stored = saved.python(name)
