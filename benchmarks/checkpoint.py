@@ -64,7 +64,10 @@ class Run:
                 contender = create(name, state, self.root / f"tiny-{name}", self.options.arena_mb)
                 sample = tiny_tensors.measure(contender)
                 self.tiny[name].append(sample)
-                say(f"tiny    {name:20s} save {sample.save_s:6.2f} s  load {sample.load_s:6.2f} s")
+                say(
+                    f"tiny    {name:20s} first save {sample.first_save_s:6.2f}  save {sample.save_s:6.2f}  "
+                    f"load {sample.load_s:6.2f} s"
+                )
 
     def _measure_ceilings(self, repeat: int, size_bytes: int) -> None:
         ceiling = ceilings.measure(self.root, size_bytes, self.options.copy_threads)

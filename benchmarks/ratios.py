@@ -22,7 +22,7 @@ DEFINITIONS = {
     "durable_vs_best_peer": "our durable MB/s / that of the correct peer with the highest median",
     "restore_vs_ceiling": "our cold restore MB/s / plain cold O_DIRECT read MB/s",
     "restore_vs_dcp": "our cold restore MB/s / the best of torch.distributed.checkpoint's in that repeat",
-    "tiny_tensors_vs_dcp": "min over save and load of dcp_sync seconds / our seconds, many 4 KB tensors",
+    "tiny_tensors_vs_dcp": "min over save (after a first one) and load of dcp_sync seconds / our seconds, many 4 KB",
 }
 
 Samples = Mapping[str, Sequence[Sample]]

@@ -103,8 +103,8 @@ def test_ratios_without_peers_are_none() -> None:
 
 
 def test_tiny_ratio_is_the_worse_of_save_and_load() -> None:
-    ours = [tiny_tensors.TinySample(save_s=0.5, load_s=0.1, correct=True)]
-    dcp = [tiny_tensors.TinySample(save_s=10.0, load_s=4.0, correct=True)]
+    ours = [tiny_tensors.TinySample(first_save_s=1.0, save_s=0.5, load_s=0.1, correct=True)]
+    dcp = [tiny_tensors.TinySample(first_save_s=1.0, save_s=10.0, load_s=4.0, correct=True)]
     assert ratios.tiny_ratio(ours, dcp) == pytest.approx(20.0)
 
 
