@@ -119,8 +119,8 @@ class TensorSet {
   }
 
   // Whether some tensor has other memory, another dtype or another shape than when the set was made, although
-  // it is the same Python object: `p.data = ...`, `module.to(dtype)` and torch.utils.swap_tensors do that. What
-  // was derived from it (ties, boxes, sizes) is void then.
+  // it is the same Python object: `p.data = ...`, `module.to(dtype)` and torch.utils.swap_tensors do that.
+  // What was derived from it (ties, boxes, sizes) is void then.
   bool Moved() const {
     for (size_t i = 0; i < refs_.size(); ++i) {
       const at::Tensor& now = THPVariable_Unpack(originals_[i].ptr());
