@@ -11,11 +11,16 @@ T = TypeVar("T")
 
 
 class Lane(Generic[T]):
-    """Owns its thread from the first item to :meth:`close`. ``work`` must not raise: it accounts for its failures."""
+    """Owns its thread from the first item to :meth:`close`.
 
-    def __init__(self, name: str, work: Callable[[T], None]) -> None:
+    ``work`` accounts for the failures it knows of; what it raises all the same goes to ``failed``, and the lane goes on:
+    a dead lane would leave every later item, and whoever waits for it, without an end.
+    """
+
+    def __init__(self, name: str, work: Callable[[T], None], failed: Callable[[T, Exception], None]) -> None:
         self._name = name
         self._work = work
+        self._failed = failed
         self._items: queue.SimpleQueue[T | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -35,5 +40,8 @@ class Lane(Generic[T]):
 
     def _run(self) -> None:
         while (item := self._items.get()) is not None:
-            self._work(item)
+            try:
+                self._work(item)
+            except Exception as error:  # noqa: BLE001  (told to whoever waits for the item)
+                self._failed(item, error)
             del item  # or the last checkpoint would be kept alive by this frame until the next one

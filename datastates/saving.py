@@ -60,10 +60,10 @@ class SavePipeline:
         self._planner = Planner(channels[0], config.chunk_bytes, config.commit_timeout_s)
         self._engine: Any = None
         self._engine_lock = threading.Lock()
-        self._plan_lane: Lane[SaveJob] = Lane("ds-plan", self._plan)
-        self._copied_lane: Lane[SaveJob] = Lane("ds-copied", self._see_copied)
-        self._written_lane: Lane[SaveJob] = Lane("ds-written", self._see_written)
-        self._commit_lane: Lane[SaveJob] = Lane("ds-commit", self._commit)
+        self._plan_lane: Lane[SaveJob] = Lane("ds-plan", self._plan, self._give_up)
+        self._copied_lane: Lane[SaveJob] = Lane("ds-copied", self._see_copied, self._give_up)
+        self._written_lane: Lane[SaveJob] = Lane("ds-written", self._see_written, self._give_up)
+        self._commit_lane: Lane[SaveJob] = Lane("ds-commit", self._commit, self._give_up)
 
     @property
     def damaged(self) -> set[int]:
@@ -220,7 +220,8 @@ class SavePipeline:
         if isinstance(error, _elastates.StatusError) and error.args[0] == "mutated":
             assert job.checkpoint.captured is not None
             held = job.checkpoint.captured.structure.held
-            names = [held[int(index)].name for index in error.args[1].split(",")]
+            indices = error.args[1].rpartition(": ")[2]  # behind the name of the actor that found out
+            names = [held[int(index)].name for index in indices.split(",")]
             shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
             return MutationError(
                 f"checkpoint of step {job.checkpoint.step} on rank {self._channel.rank}: {shown} changed before the "
