@@ -66,7 +66,9 @@ def plan_load(tensors: Mapping[str, TensorInfo], targets: Sequence[Target]) -> L
     plan = LoadPlan([], [])
     for target in targets:
         info = tensors[target.name]
-        direct = target.tensor.is_cpu and target.tensor.is_contiguous()
+        tensor = target.tensor
+        # Bytes of lazily conjugated or negated views are not their values: those go through a buffer and copy_().
+        direct = tensor.is_cpu and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
         for shard in info.shards:
             if direct and shard.box == target.box:
                 if shard.end > shard.begin:

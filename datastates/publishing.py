@@ -112,7 +112,12 @@ class Publisher:
         try:
             # A damaged step may be newer than all that are whole: it must not stand in for one of them.
             steps = [step for step in self._directory.steps() if step not in self.damaged]
-            old = expired(steps, self._config.keep_last, self._config.keep_every)
+            newest = {path.parent for path in self._published}  # an older run may have left steps with higher numbers
+            old = [
+                step
+                for step in expired(steps, self._config.keep_last, self._config.keep_every)
+                if self._directory.of_step(step) not in newest
+            ]
             if old and all(path.stat().st_size == size for path, size in self._published.items()):
                 self._directory.remove(old)
         except Exception:
