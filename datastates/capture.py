@@ -63,6 +63,27 @@ class Structure:
 
 
 @dataclass(frozen=True)
+class Writers:
+    """Whose steps write to what was captured: each checkpoint keeps the answer of its own state."""
+
+    context: Context
+    num_groups: int
+    by_storage: Mapping[int, set[int]]
+    """Address of a storage -> native groups with lazily copied tensors in it."""
+
+    def groups_of(self, optimizer: torch.optim.Optimizer) -> set[int]:
+        """Native groups with memory that ``optimizer`` writes, be it part of the state or not."""
+        groups: set[int] = set()
+        if self.context.declared_group + 2 <= self.num_groups:
+            groups.add(self.context.declared_group + 1)
+        groups.update(index + 1 for index, known in enumerate(self.context.optimizers) if known is optimizer)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                groups |= self.by_storage.get(_storage(parameter), set())
+        return groups
+
+
+@dataclass(frozen=True)
 class Captured:
     """One checkpoint's state, held: independent of what Python does with the originals from now on."""
 
@@ -71,6 +92,7 @@ class Captured:
     """``_elastates.TensorRefs``, parallel to ``structure.held``."""
     python: dict[str, Any]
     """Section name -> encoded Python values, for those that have any."""
+    writers: Writers
 
 
 def describe(held: Sequence[Held], aliases: Mapping[str, str]) -> bytes:
@@ -157,7 +179,7 @@ class StateCapture:
         self._gathered: list[int] = []  # tensors to copy that the native side does not copy by itself
         self._set: Any = None  # _elastates.TensorSet
         self._devices: list[int] = []
-        self._written: dict[int, set[int]] = {}
+        self._writers = Writers(self._context, 0, {})
         self._tied: list[tuple[torch.Tensor, Section, tuple[Any, ...]]] = []
 
     def take(self, state: Mapping[str, Any], sample_begin: int, sample_bytes: int) -> Captured:
@@ -174,24 +196,13 @@ class StateCapture:
         refs = self._set.hold(copies, sample_begin, sample_bytes, _streams(self._devices))
         if any(s.transient for s in self._sections):
             self._drop_transient()
-        return Captured(self._structure, refs, python)
+        return Captured(self._structure, refs, python, self._writers)
 
     def forget(self) -> None:
         """Let go of the state; the next :meth:`take` begins anew."""
         self._values, self._sections, self._tensors, self._tied, self._set = [], [], [], [], None
         self._context = Context({}, [])
-
-    def groups_written_by(self, optimizer: torch.optim.Optimizer) -> set[int]:
-        """Native groups with memory that ``optimizer`` writes, be it part of the state or not."""
-        groups: set[int] = set()
-        if self._context.declared_group + 2 <= self._structure.num_groups:
-            groups.add(self._context.declared_group + 1)
-        if any(optimizer is known for known in self._context.optimizers):
-            groups.add(next(i for i, known in enumerate(self._context.optimizers) if known is optimizer) + 1)
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                groups |= self._written.get(_storage(parameter), set())
-        return groups
+        self._writers = Writers(self._context, 0, {})
 
     @without_gc()
     def _refresh(self, state: Mapping[str, Any]) -> None:
@@ -269,10 +280,11 @@ class StateCapture:
         self._gathered = [i for i in copied if not _is_plain_memory(tensors[i])]
         self._set = _elastates.TensorSet(tensors, np.array([h.group + 1 for h in held], dtype=np.uint32))
         self._devices = sorted({t.get_device() for t in tensors if t.is_cuda})
-        self._written = {}
+        by_storage: dict[int, set[int]] = {}
         for item, tensor in zip(held, tensors, strict=True):
             if item.group != COPIED:
-                self._written.setdefault(_storage(tensor), set()).add(item.group + 1)
+                by_storage.setdefault(_storage(tensor), set()).add(item.group + 1)
+        self._writers = Writers(self._context, self._structure.num_groups, by_storage)
         self._warn_if_much_is_copied(held)
 
     def _warn_if_much_is_copied(self, held: Sequence[Held]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import logging
 import os
@@ -70,7 +71,7 @@ class Checkpointer:
             (self._coordinator.channel(), self._coordinator.channel()),
             self._finished,
         )
-        self._uncopied: collections.deque[Checkpoint] = collections.deque()  # training thread only
+        self._uncopied: collections.deque[Checkpoint] = collections.deque()  # as the training thread knows them
         self._lock = threading.Lock()
         self._in_flight: dict[int, Checkpoint] = {}  # guarded by _lock, as all below
         self._stats = CheckpointStats()
@@ -269,11 +270,11 @@ class Checkpointer:
                 while self._uncopied:
                     self._uncopied.popleft().wait_copied()
             else:
-                groups = self._capture.groups_written_by(optimizer)
                 for checkpoint in list(self._uncopied):
-                    checkpoint.wait_groups_copied(groups)
+                    checkpoint.wait_groups_copied(checkpoint.groups_written_by(optimizer))
                     if checkpoint.safe_to_mutate.done():
-                        self._uncopied.remove(checkpoint)
+                        with contextlib.suppress(ValueError):  # another thread's optimizer was faster
+                            self._uncopied.remove(checkpoint)
             with self._lock:
                 waited = self._stats.gate_wait_s_total + time.perf_counter() - begun
                 self._stats = replace(self._stats, gate_wait_s_total=waited)

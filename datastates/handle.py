@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from datastates.capture import Captured
 from datastates.errors import CheckpointError
 from datastates.futures import CheckpointFuture
 
 import _elastates
+
+SIGNAL_CHECK_S = 0.5
+"""Longest native wait of the training thread, seconds."""
 
 
 class Checkpoint:
@@ -48,19 +53,35 @@ class Checkpoint:
         for future in (self.safe_to_mutate, self.written, self.durable):
             future._fail(error)
 
-    def wait_groups_copied(self, groups: Iterable[int]) -> None:
+    def groups_written_by(self, optimizer: torch.optim.Optimizer) -> set[int]:
+        """Native groups with memory of this checkpoint that ``optimizer`` writes; none once all has been copied."""
+        captured = self.captured
+        return captured.writers.groups_of(optimizer) if captured is not None else set()
+
+    def wait_groups_copied(self, groups: Collection[int]) -> None:
         """Wait until the state that belongs to ``groups`` may be written to, because it was copied or never will be."""
+        if not groups:
+            return  # not even for the other ranks' agreement
         self._submitted.wait()
         if self.snapshot is None:
             return
         for group in groups:
             try:
-                self.snapshot.wait_group_copied(group)
+                self._wait_group_copied(group)
             except _elastates.StatusError:
                 # The checkpoint failed, so its sources are free. Its own lane reports the failure: wait for that, so
                 # that whoever waits here sees it.
                 self.safe_to_mutate.exception()
                 return
+
+    def _wait_group_copied(self, group: int) -> None:
+        """In short native waits, between which Python handles signals: Ctrl-C ends a wait for storage that hangs."""
+        while True:
+            try:
+                self.snapshot.wait_group_copied(group, SIGNAL_CHECK_S)
+            except TimeoutError:
+                continue
+            return
 
     def wait_copied(self) -> None:
         """Like :meth:`wait_groups_copied` for everything."""

@@ -13,8 +13,8 @@ T = TypeVar("T")
 class Lane(Generic[T]):
     """Owns its thread from the first item to :meth:`close`.
 
-    ``work`` accounts for the failures it knows of; what it raises all the same goes to ``failed``, and the lane goes on:
-    a dead lane would leave every later item, and whoever waits for it, without an end.
+    ``work`` accounts for the failures it knows of; what it raises all the same goes to ``failed``, and the lane goes
+    on: a dead lane would leave every later item, and whoever waits for it, without an end.
     """
 
     def __init__(self, name: str, work: Callable[[T], None], failed: Callable[[T, Exception], None]) -> None:

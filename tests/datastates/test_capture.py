@@ -95,17 +95,16 @@ def test_what_is_declared_lazy_is_and_every_optimizer_waits_for_it() -> None:
     declared = {held.name: held.group for held in taken.structure.held}["frozen"]
     assert declared == 1  # behind the one optimizer
     stranger = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1)
-    assert capture.groups_written_by(stranger) == {declared + 1}
-    assert capture.groups_written_by(optimizer) == {declared + 1, 1}
+    assert taken.writers.groups_of(stranger) == {declared + 1}
+    assert taken.writers.groups_of(optimizer) == {declared + 1, 1}
 
 
 def test_an_optimizer_outside_the_state_waits_for_the_memory_that_it_shares() -> None:
     model = small_model()
     inside = torch.optim.SGD(model.parameters(), 0.1)
     outside = torch.optim.SGD([model[0].weight.view(-1)[:3].detach().requires_grad_()], 0.1)
-    capture = StateCapture(rank=0)
-    capture.take({"model": model, "optimizer": inside}, 0, 0)
-    assert capture.groups_written_by(outside) == {1}
+    taken = StateCapture(rank=0).take({"model": model, "optimizer": inside}, 0, 0)
+    assert taken.writers.groups_of(outside) == {1}
 
 
 def test_batch_norm_statistics_change_behind_the_counter_and_are_right_all_the_same(tmp_path: Path) -> None:
