@@ -23,6 +23,7 @@ from datastates.errors import ArenaExhaustedError, CheckpointError, CheckpointSk
 from datastates.manifest import Shard, TensorInfo, tensors_json
 from datastates.plan import Held, plan_job
 from datastates.providers import COPIED
+from oneflow_sbp import Box
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,13 @@ def diverging(held: Sequence[Sequence[Held]], copied_crc32c: Sequence[Sequence[i
         copied = [i for i, h in enumerate(tensors) if h.group == COPIED]
         mine = set()
         for index, crc in zip(copied, crcs, strict=True):
-            if first.setdefault((tensors[index].name, tensors[index].box), crc) != crc:
+            item = tensors[index]
+            if first.setdefault((item.name, item.box), crc) != crc:
+                if item.box != Box.whole(item.shape):
+                    raise CheckpointError(
+                        f"{item.name} differs between ranks that hold the same part {item.box} of it; make its "
+                        "replicas equal, or wrap its owner in datastates.per_rank(...)"
+                    )
                 mine.add(index)
         own.append(frozenset(mine))
     return tuple(own)

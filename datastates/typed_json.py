@@ -93,7 +93,7 @@ def encode(value: object, path: str, tensor_out: TensorOut | None = None) -> Jso
     if isinstance(value, np.generic):
         return {"$": "numpy", "v": _array(np.asarray(value), path), "scalar": True}
     if isinstance(value, pathlib.PurePath):
-        return {"$": "path", "v": str(value)}
+        return {"$": "path" if isinstance(value, pathlib.Path) else "pure_path", "v": str(value)}
     if isinstance(value, enum.Enum) and isinstance(value, (int, str)):
         return encode(value.value, path, tensor_out)
     if callable(getattr(value, "state_dict", None)):
@@ -152,7 +152,8 @@ def special_objects(value: Json) -> list[dict[str, Any]]:
 
 
 def _inline_tensor(tensor: torch.Tensor) -> Json:
-    host = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    # clone() and not contiguous(), which leaves a stride of one element as it is, and view() then refuses it.
+    host = tensor.detach().cpu().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
     raw = host.reshape(-1).view(torch.uint8).numpy().tobytes() if host.numel() else b""
     return {
         "$": "inline_tensor",
@@ -227,7 +228,8 @@ _DECODERS: dict[str, _Decoder] = {
     "bytearray": lambda v, f: bytearray(base64.b64decode(v["v"])),
     "complex": lambda v, f: complex(float(v["v"][0]), float(v["v"][1])),
     "numpy": lambda v, f: _unarray(v),
-    "path": lambda v, f: pathlib.PurePath(v["v"]),
+    "path": lambda v, f: pathlib.Path(v["v"]),
+    "pure_path": lambda v, f: pathlib.PurePath(v["v"]),
     "dtype": lambda v, f: dtype_of(v["v"]),
     "device": lambda v, f: torch.device(v["v"]),
     "datetime": lambda v, f: datetime.datetime.fromisoformat(v["v"]),

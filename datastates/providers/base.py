@@ -16,7 +16,7 @@ import torch
 
 from datastates.dtypes import dtype_name
 from datastates.plan import Held, per_rank_name
-from oneflow_sbp import local_box
+from oneflow_sbp import Box, local_box
 
 Json = Any
 Undo = Callable[[], None]
@@ -107,6 +107,9 @@ class SectionBuilder:
             local, shape, box = local_box(tensor)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+        if self._rank_alone:  # its part is all that there is under this name
+            shape = tuple(local.shape)
+            box = Box.whole(shape)
         if local.layout != torch.strided or local.is_quantized or not (local.is_cpu or local.is_cuda):
             raise TypeError(
                 f"{name} is a {local.layout} tensor of {local.dtype} on {local.device}; only dense tensors on CPU or "

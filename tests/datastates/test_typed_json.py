@@ -56,7 +56,8 @@ EXAMPLES: dict[str, Any] = {
     "dtype": torch.bfloat16,
     "device": torch.device("cpu"),
     "datetime": NOW,
-    "path": pathlib.PurePosixPath("runs/gpt"),
+    "path": pathlib.Path("runs/gpt"),
+    "pure path": pathlib.PurePosixPath("runs/gpt"),
     "numpy scalar": np.float32(0.1),
     "numpy bool": np.bool_(True),
 }
@@ -162,6 +163,8 @@ def test_arrays_that_would_lose_their_type_are_refused_by_name(array: np.ndarray
         torch.zeros(0, 4),
         torch.tensor([True, False]),
         torch.randn(3, 4).t(),
+        torch.arange(4.0)[1::3],
+        torch.arange(4.0)[2::2],
         torch.randn(3, dtype=torch.complex64),
         torch.randn(3, dtype=torch.complex64).conj(),
         torch.tensor([1.0, -2.0]).to(torch.float8_e4m3fn),

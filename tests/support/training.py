@@ -22,7 +22,7 @@ def train_step(model: torch.nn.Module, *optimizers: torch.optim.Optimizer, seed:
 
 def bits(tensor: torch.Tensor) -> bytes:
     """The bytes of the values in row-major order; unlike ``==``, it tells -0.0 from 0.0 and sees equal NaNs."""
-    host = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    host = tensor.detach().cpu().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
     return host.reshape(-1).view(torch.uint8).numpy().tobytes() if host.numel() else b""
 
 

@@ -1,17 +1,23 @@
 """State of one rank alone."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import torch.distributed as dist
 from conformance import ProviderConformance
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 
 import datastates
-from datastates.capture import make_context
+from datastates.capture import collect, leaves, make_context
 from datastates.config import CheckpointerConfig
 from datastates.coordination import Channel
 from datastates.directory import CheckpointDirectory, read_manifest
 from datastates.restore import Vote, restore
+from oneflow_sbp import Box
 
 
 class TestPerRankTree(ProviderConformance):
@@ -63,6 +69,25 @@ def test_it_is_stored_under_the_rank_and_comes_back_to_the_rank_modulo_those_tha
     )
     assert (step, damaged) == (5, set())
     assert torch.equal(state["cache"].value["t"], torch.ones(2))
+
+
+@pytest.fixture
+def second_of_two() -> Iterator[dist.DeviceMesh]:
+    """This is rank 1 of two, the other does not exist: descriptions need no communication."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    yield init_device_mesh("cpu", (2,))
+    dist.destroy_process_group()
+
+
+def test_a_part_of_a_tensor_is_the_whole_of_what_this_rank_has(second_of_two: dist.DeviceMesh) -> None:
+    part = DTensor.from_local(torch.ones(2, 3), second_of_two, [Shard(0)], run_check=False)
+    state = {"common": {"w": part}, "own": datastates.per_rank({"w": part})}
+    context = make_context(state, rank=1)
+    common, own = (collect(name, value, context).held[0] for name, value, _, _ in leaves(state))
+    assert (common.name, common.shape, common.box) == ("common.w", (4, 3), Box((2, 0), (2, 3)))
+    assert (own.name, own.shape, own.box) == ("per_rank.1.own.w", (2, 3), Box.whole((2, 3)))
 
 
 def test_contexts_know_what_is_inside() -> None:
