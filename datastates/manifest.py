@@ -218,8 +218,8 @@ def _shard(
     name: str, dtype: torch.dtype, shape: tuple[int, ...], whole: Box, row: Any, files: Sequence[DataFile]
 ) -> Shard:
     file, begin, end, offsets, sizes = row
-    box = Box(_numbers(offsets), _numbers(sizes))
-    box = whole if box == whole else box
+    is_whole = tuple(sizes) == shape and len(offsets) == len(shape) and not any(offsets)
+    box = whole if is_whole else Box(_numbers(offsets), _numbers(sizes))
     if _number(file) >= len(files):
         raise ValueError(f"{name}: data file {file} of {len(files)}")
     if not files[file].header_bytes <= _number(begin) <= _number(end) <= files[file].size_bytes:

@@ -50,6 +50,8 @@ class SavedCheckpoint:
 
     def stored_name(self, name: str) -> str:
         """Where this rank's value of ``name`` is: its own, the common one, or the one it is tied to."""
+        if not self._has_own_values and name in self.manifest.tensors:
+            return name
         for candidate in (name, self.manifest.aliases.get(name, name)):
             if self._has_own_values and (mine := per_rank_name(self.saved_rank, candidate)) in self.manifest.tensors:
                 return mine
@@ -168,17 +170,18 @@ def _fits(saved: SavedCheckpoint, info: TensorInfo, held: Held, or_else_afresh: 
 def _add_referenced(saved: SavedCheckpoint, section: Section, targets: list[Target], used: set[str]) -> None:
     """Tensors inside Python values that no live tensor takes are loaded into new host tensors."""
     for name in saved.referenced(section.name):
+        if saved.provides(name):
+            continue
         stored = saved.stored_name(name)
         if stored not in saved.manifest.tensors:
             raise DamagedCheckpointError(
                 f"{saved.path}: {section.name} refers to the tensor {name}, which is not stored"
             )
         used.add(stored)
-        if not saved.provides(name):
-            dtype, shape = saved.dtype_and_shape(stored)
-            tensor = torch.empty(shape, dtype=dtype)
-            targets.append(Target(stored, tensor, Box.whole(shape)))
-            saved.provide(name, tensor)
+        dtype, shape = saved.dtype_and_shape(stored)
+        tensor = torch.empty(shape, dtype=dtype)
+        targets.append(Target(stored, tensor, Box.whole(shape)))
+        saved.provide(name, tensor)
 
 
 def _check_names(
