@@ -1,9 +1,7 @@
-"""Capture: what is held and what is copied, names, ties, when the structure is made anew, and what is let go."""
+"""Capture: what is held and what is copied, under which names, and what is refused."""
 
 import copy
-import gc
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,22 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from training import assert_same_bits, small_model, train_step
+from training import Tied, assert_same_bits, small_model, trained
 
-import datastates
 from datastates import Checkpointer
 from datastates.capture import EVERYTHING, StateCapture, Structure, describe, leaves, undescribe
 from datastates.directory import read_manifest
 from datastates.providers import COPIED
-
-
-def trained(seed: int = 1) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    model = small_model(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    train_step(model, optimizer)
-    return model, optimizer
 
 
 def structure(state: dict[str, Any], **options: Any) -> Structure:
@@ -205,16 +193,6 @@ def test_finding_names_does_not_step_the_optimizer() -> None:
 # ---- ties ----
 
 
-class Tied(torch.nn.Module):
-    def __init__(self, seed: int, tie: bool = True) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.embedding = torch.nn.Embedding(7, 3)
-        self.head = torch.nn.Linear(3, 7, bias=False)
-        if tie:
-            self.head.weight = self.embedding.weight
-
-
 @pytest.mark.parametrize("tied_again", [True, False])
 def test_tied_weights_are_stored_once_and_come_back_tied_or_not(tmp_path: Path, tied_again: bool) -> None:
     model = Tied(1)
@@ -242,177 +220,6 @@ def test_empty_tensors_are_not_taken_for_ties() -> None:
     found = structure({"a": torch.zeros(0), "b": torch.zeros(0)})
     assert [held.name for held in found.held] == ["a", "b"]
     assert found.aliases == {}
-
-
-# ---- the kept structure, and when it falls ----
-
-
-def saved_after(tmp_path: Path, state: dict[str, Any], change: Callable[[], object]) -> dict[str, torch.Tensor]:
-    """What the second checkpoint holds if ``change`` happens between the two."""
-    with Checkpointer(tmp_path) as checkpoints:
-        checkpoints.checkpoint(0, state)
-        checkpoints.gate()
-        change()
-        return stored(checkpoints.checkpoint(1, state).durable.result(60))
-
-
-def assert_saved(found: dict[str, torch.Tensor], model: torch.nn.Module) -> None:
-    for name, tensor in model.state_dict().items():
-        assert_same_bits(found[f"model.{name}"], tensor, name)
-
-
-def test_the_structure_is_kept_while_nothing_changes() -> None:
-    model, optimizer = trained()
-    state = {"model": model, "optimizer": optimizer, "progress": {"epoch": 1}}
-    capture = StateCapture(rank=0)
-    first = capture.take(state, 0, 0).structure
-    train_step(model, optimizer)
-    state["progress"]["epoch"] = 2
-    second = capture.take(state, 0, 0)
-    assert second.structure is first
-    assert second.python["progress"] == {"epoch": 2}
-
-
-def test_a_replaced_parameter_is_saved(tmp_path: Path) -> None:
-    model, optimizer = trained()
-
-    def replace() -> None:
-        model[0].weight = torch.nn.Parameter(torch.randn(5, 6))
-
-    assert_saved(saved_after(tmp_path, {"model": model, "optimizer": optimizer}, replace), model)
-
-
-def test_a_replaced_submodule_is_saved(tmp_path: Path) -> None:
-    model, optimizer = trained()
-
-    def replace() -> None:
-        model[3] = torch.nn.Linear(5, 2)
-
-    found = saved_after(tmp_path, {"model": model, "optimizer": optimizer}, replace)
-    assert_saved(found, model)
-
-
-def test_new_pointers_behind_the_same_parameters_are_saved(tmp_path: Path) -> None:
-    """The structure is the same, the memory is not: keeping pointers would save the old values again."""
-    model, optimizer = trained()
-
-    def move() -> None:
-        for parameter in model.parameters():
-            parameter.data = torch.randn_like(parameter)
-        for buffer in model.buffers():
-            buffer.data = buffer.data + 1
-        for state in optimizer.state.values():
-            state["exp_avg"].data = state["exp_avg"] + 1
-
-    found = saved_after(tmp_path, {"model": model, "optimizer": optimizer}, move)
-    assert_saved(found, model)
-    for name, parameter in model.named_parameters():
-        assert_same_bits(found[f"optimizer.state.{name}.exp_avg"], optimizer.state[parameter]["exp_avg"], name)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_another_dtype_behind_the_same_parameters_is_saved(tmp_path: Path, dtype: torch.dtype) -> None:
-    model = torch.nn.Linear(3, 4)  # no buffers: module.to() keeps the identity of parameters
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    found = saved_after(tmp_path, {"model": model, "optimizer": optimizer}, lambda: model.to(dtype))
-    assert_saved(found, model)
-
-
-@pytest.mark.parametrize("shape", [(4, 3), (24,), (2, 2)])
-def test_another_shape_behind_the_same_parameter_is_saved(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    model = torch.nn.Linear(3, 4, bias=False)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-
-    def reshape() -> None:
-        model.weight.data = torch.randn(shape)
-
-    assert_saved(saved_after(tmp_path, {"model": model, "optimizer": optimizer}, reshape), model)
-
-
-def test_another_shape_of_the_same_memory_is_saved(tmp_path: Path) -> None:
-    model = torch.nn.Linear(3, 4, bias=False)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-
-    def reshape() -> None:
-        model.weight.data = model.weight.data.view(3, 4)
-
-    assert_saved(saved_after(tmp_path, {"model": model, "optimizer": optimizer}, reshape), model)
-
-
-def test_strides_that_change_behind_the_same_parameter_are_saved(tmp_path: Path) -> None:
-    model = torch.nn.Linear(3, 4, bias=False)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-
-    def transpose() -> None:
-        model.weight.data = torch.randn(3, 4).t()
-
-    assert_saved(saved_after(tmp_path, {"model": model, "optimizer": optimizer}, transpose), model)
-
-
-def test_a_tie_that_is_loosened_behind_the_same_parameters_is_seen(tmp_path: Path) -> None:
-    model = Tied(1, tie=False)
-    model.head.weight = torch.nn.Parameter(model.embedding.weight.detach())
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-
-    def loosen() -> None:
-        model.head.weight.data = torch.randn(7, 3)
-
-    assert_saved(saved_after(tmp_path, {"model": model, "optimizer": optimizer}, loosen), model)
-
-
-def test_optimizer_state_is_saved_from_when_it_appears(tmp_path: Path) -> None:
-    model = small_model()
-    optimizer = torch.optim.AdamW(model.parameters())
-    found = saved_after(tmp_path, {"model": model, "optimizer": optimizer}, lambda: train_step(model, optimizer))
-    assert_saved(found, model)
-    for name, parameter in model.named_parameters():
-        assert_same_bits(found[f"optimizer.state.{name}.exp_avg"], optimizer.state[parameter]["exp_avg"], name)
-
-
-def test_optimizer_state_that_is_replaced_or_grows_is_saved(tmp_path: Path) -> None:
-    model, optimizer = trained()
-    weight = model[0].weight
-
-    def replace() -> None:
-        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-        optimizer.state[weight]["more"] = torch.ones(3)
-        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))]})
-
-    found = saved_after(tmp_path, {"model": model, "optimizer": optimizer}, replace)
-    assert_same_bits(found["optimizer.state.0.weight.exp_avg"], optimizer.state[weight]["exp_avg"])
-    assert torch.equal(found["optimizer.state.0.weight.more"], torch.ones(3))
-
-
-def test_another_state_under_the_same_names_is_saved(tmp_path: Path) -> None:
-    first, second = trained(1), trained(2)
-    with Checkpointer(tmp_path) as checkpoints:
-        checkpoints.checkpoint(0, dict(zip(("model", "optimizer"), first, strict=True)))
-        state = dict(zip(("model", "optimizer"), second, strict=True))
-        found = stored(checkpoints.checkpoint(1, state).durable.result(60))
-    assert_saved(found, second[0])
-
-
-@pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize("how", ["data", "local", "swap"])
-def test_a_distributed_tensor_whose_local_part_is_replaced_is_saved(tmp_path: Path, how: str) -> None:
-    mesh = init_device_mesh("cpu", (1,))
-    model = torch.nn.Linear(3, 4, bias=False)
-    model.weight = torch.nn.Parameter(distribute_tensor(model.weight.detach(), mesh, [Shard(0)]))
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    new = torch.randn(4, 3)
-
-    def replace() -> None:
-        if how == "local":
-            model.weight._local_tensor = new
-        elif how == "data":
-            model.weight.data = distribute_tensor(new, mesh, [Shard(0)])
-        else:
-            other = torch.nn.Parameter(distribute_tensor(new, mesh, [Shard(0)]))
-            torch.utils.swap_tensors(model.weight, other)
-
-    found = saved_after(tmp_path / "runs", {"model": model, "optimizer": optimizer}, replace)
-    assert isinstance(model.weight, DTensor)
-    assert_same_bits(found["model.weight"], model.weight.full_tensor())
 
 
 # ---- what is refused ----
@@ -452,20 +259,6 @@ def test_a_sparse_tensor_is_named() -> None:
         structure({"table": torch.eye(3).to_sparse()})
 
 
-def test_a_refused_state_leaves_the_checkpointer_usable(tmp_path: Path) -> None:
-    model, optimizer = trained()
-    state = {"model": model, "optimizer": optimizer}
-    with Checkpointer(tmp_path) as checkpoints:
-        checkpoints.checkpoint(0, state)
-        with pytest.raises(TypeError, match="no state provider"):
-            checkpoints.checkpoint(1, {**state, "odd": object()})
-        checkpoints.gate()
-        train_step(model, optimizer)
-        found = stored(checkpoints.checkpoint(1, state).durable.result(60))
-    assert checkpoints.stats().num_begun == 2
-    assert_saved(found, model)
-
-
 # ---- descriptions and samples ----
 
 
@@ -490,73 +283,3 @@ def test_samples_walk_around_all_that_is_lazy() -> None:
     assert {byte for begin, end in seen for byte in range(begin, end)} == set(range(40))
     (everything,) = capture.take(state, 8, EVERYTHING).refs.samples()
     assert everything[1:3] == (0, 40)
-
-
-# ---- nothing is kept ----
-
-
-def alive(references: list[weakref.ref]) -> int:
-    gc.collect()
-    return sum(reference() is not None for reference in references)
-
-
-class Cloning:
-    """Hands out new tensors with every ``state_dict()``, and remembers them weakly."""
-
-    def __init__(self) -> None:
-        self.handed_out: list[weakref.ref] = []
-
-    def state_dict(self) -> dict[str, Any]:
-        tensor = torch.ones(1000)
-        self.handed_out.append(weakref.ref(tensor.untyped_storage()))
-        return {"t": tensor}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        raise NotImplementedError
-
-
-def test_tensors_that_an_object_hands_out_do_not_outlive_the_checkpoint(tmp_path: Path) -> None:
-    cloning = Cloning()
-    with Checkpointer(tmp_path) as checkpoints:
-        handles = [checkpoints.checkpoint(step, {"data": cloning}) for step in range(3)]
-        for handle in handles:
-            handle.durable.result(60)
-        assert len(cloning.handed_out) >= 3
-        assert alive(cloning.handed_out) == 0
-
-
-def test_a_closed_checkpointer_and_its_handles_keep_no_state(tmp_path: Path) -> None:
-    model, optimizer = trained()
-    references = [weakref.ref(p.untyped_storage()) for p in model.parameters()] + [weakref.ref(model)]
-    checkpoints = Checkpointer(tmp_path)
-    handle = checkpoints.checkpoint(0, {"model": model, "optimizer": optimizer})
-    checkpoints.close()
-    del model, optimizer
-    assert alive(references) == 0
-    assert handle.durable.result(0).is_dir()
-    assert checkpoints.stats().num_durable == 1
-
-
-def test_old_memory_is_let_go_when_a_parameter_moves(tmp_path: Path) -> None:
-    parameter = torch.nn.Parameter(torch.ones(1000))
-    state = {"w": parameter, "optimizer": torch.optim.SGD([parameter], 0.1)}
-    old = [weakref.ref(parameter.untyped_storage())]
-    with Checkpointer(tmp_path) as checkpoints:
-        checkpoints.checkpoint(0, state).durable.result(60)
-        parameter.data = torch.zeros(1000)
-        checkpoints.checkpoint(1, state).durable.result(60)
-        assert alive(old) == 0
-
-
-def test_a_failed_checkpoint_keeps_no_state_though_its_error_is_kept(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    cloning = Cloning()
-    with Checkpointer(tmp_path, max_consecutive_failures=9) as checkpoints:
-        checkpoints.checkpoint(0, {"data": cloning}).durable.result(60)
-        again = checkpoints.checkpoint(0, {"data": cloning})
-        error = again.durable.exception(60)
-        assert isinstance(error, datastates.CheckpointError)
-        assert "published already" in str(error)
-        assert "published already" in caplog.text
-        assert alive(cloning.handed_out) == 0

@@ -1,71 +1,16 @@
-"""Restore: everything or nothing, in place, verified; damage anywhere leads to the newest whole checkpoint."""
+"""Restore: everything or nothing, in place, bit for bit; test_restore_damage.py has what was damaged."""
 
-import copy
 import json
-import logging
-import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training import assert_same_bits, bits, small_model, train_step
+from training import State, assert_equal, assert_same_bits, make_state, restore, save, small_model, snapshot
 
-from datastates import Checkpointer, CheckpointError, RestoreError
+from datastates import Checkpointer, CheckpointError
 from datastates.directory import read_manifest
-
-State = dict[str, Any]
-
-
-def make_state(seed: int) -> State:
-    model = small_model(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    return {"model": model, "optimizer": optimizer, "progress": {"epoch": seed, "best": torch.tensor(float(seed))}}
-
-
-def train(state: State, seed: int = 1) -> None:
-    train_step(state["model"], state["optimizer"], seed=seed)
-    state["progress"]["epoch"] += 1
-
-
-def snapshot(state: State) -> dict[str, Any]:
-    """A copy of everything in a state, by name."""
-    found: dict[str, Any] = {f"model.{k}": v.clone() for k, v in state["model"].state_dict().items()}
-    for name, parameter in state["model"].named_parameters():
-        for key, value in state["optimizer"].state.get(parameter, {}).items():
-            found[f"optimizer.{name}.{key}"] = value.clone()
-    found["lr"] = state["optimizer"].param_groups[0]["lr"]
-    return {**found, "progress": copy.deepcopy(state["progress"])}
-
-
-def assert_equal(got: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert set(got) == set(expected)
-    for name, value in expected.items():
-        if isinstance(value, torch.Tensor):
-            assert_same_bits(got[name], value, name)
-        elif isinstance(value, dict):
-            assert_equal(got[name], value)
-        else:
-            assert got[name] == value, name
-
-
-def save(directory: Path, state: State, steps: range, **options: Any) -> dict[int, dict[str, Any]]:
-    """A checkpoint after every step of training; what the state was at each."""
-    content = {}
-    with Checkpointer(directory, keep_last=None, **options) as checkpoints:
-        for step in steps:
-            train(state, seed=step)
-            content[step] = snapshot(state)
-            checkpoints.checkpoint(step, state).durable.result(60)
-    return content
-
-
-def restore(directory: Path, state: State, **options: Any) -> int:
-    with Checkpointer(directory) as checkpoints:
-        return checkpoints.restore(state, **options)
-
 
 # ---- whole ----
 
@@ -309,218 +254,6 @@ def test_a_pattern_that_selects_nothing_is_refused(tmp_path: Path, only: Any) ->
     refused(tmp_path, make_state(2), "selects nothing that the state and .* both have", only=only)
 
 
-# ---- damage ----
-
-
-def flip(path: Path, position: int) -> None:
-    """Invert one bit of a file."""
-    content = bytearray(path.read_bytes())
-    content[position] ^= 0x10
-    path.write_bytes(content)
-
-
-def flip_in_weight(checkpoint: Path) -> None:
-    shard = read_manifest(checkpoint).tensors["model.0.weight"].shards[0]
-    flip(checkpoint / "rank-00000.safetensors", shard.begin + 5)
-
-
-DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "payload": (
-        flip_in_weight,
-        r"rank-00000\.safetensors: checksum mismatch in bytes \[\d+, \d+\), which hold .*model\.0\.weight",
-    ),
-    "last byte": (lambda c: flip(c / "rank-00000.safetensors", -1), r"rank-00000\.safetensors: checksum mismatch"),
-    "header": (lambda c: flip(c / "rank-00000.safetensors", 100), r"rank-00000\.safetensors: the header's checksum"),
-    "header length": (
-        lambda c: flip(c / "rank-00000.safetensors", 0),
-        r"rank-00000\.safetensors: the header's checksum",
-    ),
-    "objects": (lambda c: flip(c / "rank-00000.objects.json", 30), r"rank-00000\.objects\.json: the checksum does not"),
-    "manifest": (lambda c: flip(c / "manifest.json", 200), r"manifest\.json: the manifest's own SHA-256"),
-    "no manifest": (lambda c: (c / "manifest.json").unlink(), r"No such file or directory: .*manifest\.json"),
-    "no data file": (lambda c: (c / "rank-00000.safetensors").unlink(), r"No such file .*rank-00000\.safetensors"),
-    "no objects file": (
-        lambda c: (c / "rank-00000.objects.json").unlink(),
-        r"No such file .*rank-00000\.objects\.json",
-    ),
-    "data file cut": (
-        lambda c: (c / "rank-00000.safetensors").write_bytes((c / "rank-00000.safetensors").read_bytes()[:-1]),
-        r"rank-00000\.safetensors: \d+ bytes, expected \d+: truncated or altered",
-    ),
-    "data file grown": (
-        lambda c: (c / "rank-00000.safetensors").write_bytes((c / "rank-00000.safetensors").read_bytes() + b"\0"),
-        r"rank-00000\.safetensors: \d+ bytes, expected \d+: truncated or altered",
-    ),
-    "objects cut": (
-        lambda c: (c / "rank-00000.objects.json").write_bytes(b""),
-        r"rank-00000\.objects\.json: 0 bytes, expected \d+",
-    ),
-    "empty directory": (lambda c: [path.unlink() for path in c.iterdir()], "No such file"),
-    "a directory for a file": (
-        lambda c: ((c / "manifest.json").unlink(), (c / "manifest.json").mkdir()),
-        r"Is a directory: .*manifest\.json",
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_of_every_kind_leads_to_the_older_checkpoint(
-    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    content = save(tmp_path, make_state(1), range(2))
-    damage, said = DAMAGE[kind]
-    damage(tmp_path / "step-00000001")
-    fresh = make_state(2)
-    with caplog.at_level(logging.WARNING):
-        assert restore(tmp_path, fresh) == 1
-    assert_equal(snapshot(fresh), content[0])
-    (record,) = caplog.records
-    told = "checkpoint of step 1 is damaged, falling back to an older one: "
-    assert re.match(f"{told}.*{said}", record.getMessage()), record.getMessage()
-
-
-def test_a_fallback_from_with_to_without_optimizer_state_leaves_none(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    state = make_state(1)
-    with Checkpointer(tmp_path) as checkpoints:
-        checkpoints.checkpoint(0, state).durable.result(60)
-        before_first_step = snapshot(state)
-        checkpoints.gate()
-        train(state)
-        checkpoints.checkpoint(1, state)
-    flip_in_weight(tmp_path / "step-00000001")
-    fresh = make_state(2)
-    assert restore(tmp_path, fresh) == 1
-    assert "falling back" in caplog.text
-    assert not fresh["optimizer"].state
-    assert_equal(snapshot(fresh), before_first_step)
-
-
-def test_training_goes_on_over_a_damaged_step_which_is_kept_aside(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    save(tmp_path, make_state(1), range(3))
-    flip_in_weight(tmp_path / "step-00000002")
-    state = make_state(2)
-    with Checkpointer(tmp_path) as checkpoints:
-        assert checkpoints.restore(state) == 2
-        checkpoints.checkpoint(2, state).durable.result(60)
-    assert "falling back" in caplog.text
-    assert len(list(tmp_path.glob("damaged-step-00000002-*"))) == 1
-    fresh = make_state(3)
-    assert restore(tmp_path, fresh) == 3
-    assert_equal(snapshot(fresh), snapshot(state))
-
-
-def test_retention_does_not_count_damaged_steps_as_checkpoints_to_go_back_to(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    save(tmp_path, make_state(1), range(4))
-    for step in (2, 3):
-        flip_in_weight(tmp_path / f"step-{step:08d}")
-    state = make_state(2)
-    with Checkpointer(tmp_path, keep_last=1) as checkpoints:
-        assert checkpoints.restore(state) == 2
-        train(state)
-        checkpoints.checkpoint(2, state).durable.result(60)
-    assert "falling back" in caplog.text
-    fresh = make_state(3)
-    assert restore(tmp_path, fresh) == 3
-    assert_equal(snapshot(fresh), snapshot(state))
-
-
-def test_latest_passes_over_what_is_visibly_damaged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    save(tmp_path, make_state(1), range(2))
-    (tmp_path / "step-00000001" / "rank-00000.objects.json").unlink()
-    with Checkpointer(tmp_path) as checkpoints:
-        assert checkpoints.latest() == tmp_path / "step-00000000"
-        assert checkpoints.steps() == [0, 1]
-        shutil.rmtree(tmp_path / "step-00000000")
-        assert checkpoints.latest() is None
-    assert "passed over" in caplog.text
-
-
-def test_if_all_are_damaged_nothing_may_be_saved_until_one_is_restored(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    content = save(tmp_path, make_state(1), range(2))
-    good = shutil.copytree(tmp_path / "step-00000001", tmp_path / "backup")
-    for step in range(2):
-        flip_in_weight(tmp_path / f"step-{step:08d}")
-    state = make_state(2)
-    with Checkpointer(tmp_path) as checkpoints:
-        with pytest.raises(
-            RestoreError, match=r"half overwritten: step 1: .*model\.0\.weight.*; step 0: .*safetensors"
-        ):
-            checkpoints.restore(state)
-        with pytest.raises(RestoreError, match=r"unusable since a failed restore: .*step 1: "):
-            checkpoints.checkpoint(2, state)
-        shutil.rmtree(tmp_path / "step-00000001")
-        good.rename(tmp_path / "step-00000001")
-        checkpoints.restore(state, only="model.*")
-        with pytest.raises(RestoreError, match="unusable"):  # a part does not mend the rest
-            checkpoints.checkpoint(2, state)
-        assert checkpoints.restore(state) == 2
-        assert_equal(snapshot(state), content[1])
-        checkpoints.checkpoint(2, state).durable.result(60)
-    assert caplog.text.count("falling back") == 2
-
-
-def test_an_empty_directory_does_not_mend_a_failed_restore(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    save(tmp_path, make_state(1), range(1))
-    flip_in_weight(tmp_path / "step-00000000")
-    state = make_state(2)
-    with Checkpointer(tmp_path) as checkpoints:
-        with pytest.raises(RestoreError):
-            checkpoints.restore(state)
-        shutil.rmtree(tmp_path / "step-00000000")
-        assert checkpoints.restore(state) == 0
-        with pytest.raises(RestoreError, match="unusable"):
-            checkpoints.checkpoint(0, state)
-    assert "falling back" in caplog.text
-
-
-class Fragile:
-    """Refuses what it is given."""
-
-    def state_dict(self) -> dict[str, int]:
-        return {"a": 1}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        raise KeyError("b")
-
-
-def test_an_object_that_refuses_its_state_makes_the_live_state_unusable(tmp_path: Path) -> None:
-    save(tmp_path, {**make_state(1), "fragile": Fragile()}, range(1))
-    state = {**make_state(2), "fragile": Fragile()}
-    with Checkpointer(tmp_path) as checkpoints:
-        with pytest.raises(RestoreError, match=r"not all Python values.*KeyError: 'b'"):
-            checkpoints.restore(state)
-        with pytest.raises(RestoreError, match="unusable"):
-            checkpoints.checkpoint(1, state)
-
-
-def test_a_closed_checkpointer_refuses_to_restore(tmp_path: Path) -> None:
-    checkpoints = Checkpointer(tmp_path)
-    checkpoints.close()
-    with pytest.raises(CheckpointError, match="closed; make a new one"):
-        checkpoints.restore({})
-
-
-def test_a_damaged_part_that_is_not_asked_for_does_no_harm(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    state: State = {"a": torch.randn(100_000), "b": torch.randn(100_000)}
-    with Checkpointer(tmp_path) as checkpoints:
-        checkpoints.checkpoint(0, state)
-    shard = read_manifest(tmp_path / "step-00000000").tensors["b"].shards[0]
-    flip(tmp_path / "step-00000000" / "rank-00000.safetensors", shard.begin)
-    fresh: State = {"a": torch.zeros(100_000), "b": torch.zeros(100_000)}
-    assert restore(tmp_path, fresh, only="a") == 1
-    assert bits(fresh["a"]) == bits(state["a"])
-    assert not fresh["b"].any()
-
-
 def test_user_metadata_is_in_the_manifest(tmp_path: Path) -> None:
     with Checkpointer(tmp_path) as checkpoints:
         path = checkpoints.checkpoint(5, {"a": 1}, metadata={"loss": 0.5, "tags": ["x"]}).durable.result(60)
@@ -528,3 +261,10 @@ def test_user_metadata_is_in_the_manifest(tmp_path: Path) -> None:
     assert manifest.metadata == {"loss": 0.5, "tags": ["x"]}
     assert (manifest.step, manifest.num_ranks) == (5, 1)
     assert json.loads((path / "manifest.json").read_text())["metadata"] == manifest.metadata
+
+
+def test_a_closed_checkpointer_refuses_to_restore(tmp_path: Path) -> None:
+    checkpoints = Checkpointer(tmp_path)
+    checkpoints.close()
+    with pytest.raises(CheckpointError, match="closed; make a new one"):
+        checkpoints.restore({})
