@@ -19,17 +19,10 @@ void Actor::Wake() {
   lane_->Post({MessageKind::kWake, this});
 }
 
-// Looks again after the lane's other actors have had their turn.
-void Actor::WakeAgain() {
-  if (wake_pending_.exchange(true, std::memory_order_acq_rel)) return;
-  lane_->Send(MessageKind::kWake, this);
-}
-
 void Actor::HandleRare(const Message& message) {
   switch (message.kind()) {
     case MessageKind::kEord:
-      --ins_[message.port()]->open_producers_;
-      input_ended_ = true;
+      ins_[message.port()]->OnEord();
       break;
     case MessageKind::kDone:
       CompleteDeferred(message.port());
@@ -46,6 +39,7 @@ void Actor::HandleRare(const Message& message) {
     case MessageKind::kAck:
       assert(!"handled by Handle()");
   }
+  LookAgain();
 }
 
 bool Actor::ConditionsHold() {
@@ -55,18 +49,28 @@ bool Actor::ConditionsHold() {
     if (supply == Supply::kEnd || (supply == Supply::kIdle && closing)) input_ended_ = true;
     if (supply != Supply::kReady) return false;
   }
+  if (!is_special_) return true;
   for (OutPort* out : outs_) {
     if (!out->TryBack() && out->credit_ == Credit::kRequired) return false;
   }
   return true;
 }
 
-// Credit that the act could not have is counted, backing that it did not use is let go.
-void Actor::SettleSpecialOuts() {
+// Credit that the act could not have is counted, backing that it did not use is let go. Returns whether the
+// act was deferred.
+bool Actor::SettleSpecial() {
   for (OutPort* out : outs_) {
     if (out->credit_ == Credit::kLossy && out->claimed_ == nullptr && !out->HasCredit()) ++out->num_skipped_;
     if (out->backed_) out->Unback();
   }
+  if (slot_of_act_ < 0) return false;
+  StashAct();
+  return true;
+}
+
+// An input that failed in another job fails this one: its data are missing here too.
+void Actor::FailJobWith(const Register& input) {
+  if (input.job != act_job_) FailJob(input.job->status());
 }
 
 void Actor::FailJob(const Status& status) {
@@ -96,34 +100,24 @@ void Actor::StashAct() {
   }
   for (InPort* in : ins_) {
     act.inputs.push_back(in->ready_.Front());
-    in->ready_.DropFront();
-    if (in->ready_.empty()) ++waiting_for_;
+    in->DropFront();
   }
 }
 
 void Actor::EndIfDrained() {
-  if (ended_) return RetireIfHome();
-  bool ended = ins_.empty();
+  bool ended = ended_ || ins_.empty();
   for (InPort* in : ins_) ended = ended || in->ended();
-  if (ended && free_slots_.size() == deferred_.size()) {
-    End();
-    RetireIfHome();
-  }
+  if (!ended || free_slots_.size() != deferred_.size()) return;
+  if (!ended_) End();
+  ReturnUnread();
+  RetireIfHome();
 }
 
 void Actor::End() {
   ended_ = true;
+  ++waiting_for_;
   OnEnd();
-  for (InPort* in : ins_) {
-    for (; !in->ready_.empty(); in->ready_.DropFront()) {
-      ReturnInput(in->ready_.Front().reg, in->ready_.Front().edge);
-    }
-  }
-  for (OutPort* out : outs_) {
-    for (const OutPort::Consumer& consumer : out->consumers_) {
-      lane_->Send(MessageKind::kEord, consumer.actor, nullptr, consumer.port);
-    }
-  }
+  for (OutPort* out : outs_) out->PublishEord();
 }
 
 void Actor::RetireIfHome() {

@@ -106,45 +106,46 @@ class Actor {
   // Everything below runs on the lane.
   void Handle(const Message& message);
   void HandleRare(const Message& message);
-  void Receive(const Message& message);
   void CompleteDeferred(uint16_t slot);
-  void FireWhilePossible();
-  void WakeAgain();
-  bool CanFire() { return waiting_for_ == 0 && !ended_ && (!has_conditions_ || ConditionsHold()); }
+  void LookAgain();            // after every change that may let it fire or end
+  int TakeTurn(int max_acts);  // returns how often it fired
+  bool CanFire() { return waiting_for_ == 0 && (!has_conditions_ || ConditionsHold()); }
   bool ConditionsHold();
   void Fire();
-  void SettleSpecialOuts();
+  bool SettleSpecial();
   bool ActAndDrain();
   Status RunAct();
   bool InputsFailed();
+  void FailJobWith(const Register& input);
   void FailJob(const Status& status);
   void FinishAct(bool failed);
   void StashAct();
-  void ReturnInput(Register* reg, uint64_t edge);
+  void ReturnInput(const InPort::Entry& entry);
+  void ReturnUnread();
   void EndIfDrained();
   void End();
   void RetireIfHome();
   std::string Describe() const;
 
-  const std::string name_;
-  Graph* graph_ = nullptr;
-  Lane* lane_ = nullptr;
-  std::vector<InPort*> ins_;
-  std::vector<OutPort*> outs_;
   // How many things there are without which it cannot fire: empty in-ports, out-ports without credit, all
-  // slots deferred.
+  // slots deferred. An actor that has ended waits for one more, for ever.
   uint32_t waiting_for_ = 0;
-  bool has_conditions_ = false;    // it is a source or has a backed port
-  bool has_special_outs_ = false;  // backed or lossy
+  bool has_turn_ = false;        // it waits for its turn among the lane's actors
+  bool has_conditions_ = false;  // it is a source or has a backed port
+  bool is_special_ = false;      // has a backed or lossy out-port, or may defer
   bool input_ended_ = false;
   bool ended_ = false;
   bool retired_ = false;  // ended, and every register is home
+  int slot_of_act_ = -1;  // set by Defer() for Fire()
   Job* act_job_ = nullptr;
+  Lane* lane_ = nullptr;
+  std::vector<InPort*> ins_;
+  std::vector<OutPort*> outs_;
 
+  Graph* graph_ = nullptr;
+  const std::string name_;
   std::vector<DeferredAct> deferred_;
   std::vector<uint16_t> free_slots_;
-  int slot_of_act_ = -1;  // set by Defer() for Fire()
-
   std::atomic<bool> wake_pending_{false};
 };
 

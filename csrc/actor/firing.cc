@@ -1,8 +1,8 @@
 // The hot path: what happens per message and per act, in one translation unit, leaves first, so that it is
 // inlined.
 //
-// A hop costs two messages: kReq (receive, perhaps fire: act, publish, acknowledge) and kAck (free, perhaps
-// fire).
+// What a hop costs: OnReq in the consumer, its share of a turn (act, publish, return), OnAck in the producer.
+// On one lane all of these are plain calls; none of them fires anything, so they neither nest nor recurse.
 
 #include <exception>
 
@@ -11,61 +11,86 @@
 #include "actor/lane.h"
 
 namespace elastates {
-namespace {
 
-// Acts in a row before the lane's other actors get their turn.
-constexpr int kMaxBurst = 16;
-
-}  // namespace
+void Actor::LookAgain() {
+  if (has_turn_ || (waiting_for_ != 0 && !input_ended_)) return;
+  has_turn_ = true;
+  lane_->GiveTurn(this);
+}
 
 inline void OutPort::Free(Register* reg) {
-  if (resets_) Reset(reg);
-  if (backed_) Unback();  // the backing belongs to the register on top, and that is about to be another
+  if (resets_) Empty(reg);
   if (free_ == nullptr && credit_ == Credit::kRequired) --waiting_for_;
   PushFree(reg);
 }
 
 inline void OutPort::OnAck(Register* reg, uint32_t edge) {
   --consumers_[edge].held;
-  if (--reg->readers_left == 0) Free(reg);
+  if (--reg->readers_left != 0) return;
+  Free(reg);
+  actor_->LookAgain();
 }
 
-inline void OutPort::SendTo(uint32_t edge, Register* reg) {
-  Consumer& consumer = consumers_[edge];
-  ++consumer.held;
+inline void Actor::ReturnInput(const InPort::Entry& entry) {
+  OutPort* home = entry.reg->home;
+  uint32_t edge = static_cast<uint32_t>(entry.edge);
+  if (home->lane_ == lane_) {
+    home->OnAck(entry.reg, edge);
+  } else {
+    lane_->SendAway(home->lane_, MessageKind::kAck, home->actor_, entry.reg, 0u, edge);
+  }
+}
+
+inline void InPort::OnReq(Register* reg, uint64_t edge) {
+  if (ready_.empty()) --actor_->waiting_for_;
+  ready_.Emplace(reg, edge);
+  actor_->LookAgain();
+}
+
+void InPort::DropFront() {
+  ready_.DropFront();
+  if (ready_.empty()) ++actor_->waiting_for_;
+}
+
+void Actor::ReturnUnread() {
+  for (InPort* in : ins_) {
+    for (; !in->ready_.empty(); in->DropFront()) ReturnInput(in->ready_.Front());
+  }
+}
+
+inline void OutPort::SendTo(Consumer* consumer, uint32_t edge, Register* reg) {
+  ++consumer->held;
+  if (consumer->near != nullptr) return consumer->near->OnReq(reg, edge);
   MessageKind kind = reg->failed ? MessageKind::kError : MessageKind::kReq;
-  actor_->lane_->Send(kind, consumer.actor, reg, consumer.port, edge);
+  lane_->SendAway(consumer->actor->lane_, kind, consumer->actor, reg, consumer->port, edge);
 }
 
-void OutPort::FanOut(Register* reg) {
+// Kept apart: it is rare, and would take registers from the straight line through Publish().
+[[gnu::noinline]] void OutPort::FanOut(Register* reg) {
   if (consumers_.empty()) return Free(reg);
   if (fanout_ == Fanout::kLeastLoaded) {
     reg->readers_left = 1;
-    return SendTo(LeastLoaded(), reg);
+    uint32_t edge = LeastLoaded();
+    return SendTo(&consumers_[edge], edge, reg);
   }
   reg->readers_left = static_cast<uint32_t>(consumers_.size());
-  for (uint32_t edge = 0; edge < consumers_.size(); ++edge) SendTo(edge, reg);
+  for (uint32_t edge = 0; edge < consumers_.size(); ++edge) SendTo(&consumers_[edge], edge, reg);
 }
 
 inline void OutPort::Publish(Register* reg, Job* job, bool failed) {
   reg->job = job;
   reg->failed = failed;
-  if (consumers_.size() != 1) return FanOut(reg);
+  if (sole_consumer_ == nullptr) return FanOut(reg);
   reg->readers_left = 1;
-  SendTo(0, reg);
+  SendTo(sole_consumer_, 0, reg);
 }
 
-void Actor::ReturnInput(Register* reg, uint64_t edge) {
-  lane_->Send(MessageKind::kAck, reg->home->actor_, reg, 0u, static_cast<uint32_t>(edge));
-}
-
-// Whether the act's job has failed. An input that failed in another job fails this one: its data are missing
-// here too.
+// Whether the act's job has failed.
 inline bool Actor::InputsFailed() {
   for (InPort* in : ins_) {
     Register* reg = in->front();
     if (reg->failed || reg->job->failed()) {
-      if (reg->job != act_job_) FailJob(reg->job->status());
+      FailJobWith(*reg);
       return true;
     }
   }
@@ -102,10 +127,8 @@ inline void Actor::FinishAct(bool failed) {
     out->Publish(reg, act_job_, failed);
   }
   for (InPort* in : ins_) {
-    const InPort::Entry& entry = in->ready_.Front();
-    ReturnInput(entry.reg, entry.edge);
-    in->ready_.DropFront();
-    if (in->ready_.empty()) ++waiting_for_;
+    ReturnInput(in->ready_.Front());
+    in->DropFront();
   }
 }
 
@@ -115,48 +138,40 @@ void Actor::CompleteDeferred(uint16_t slot) {
   if (!act.status.ok()) FailJob(act.status);
   bool failed = act_job_->failed();
   for (const Output& output : act.outputs) output.port->Publish(output.reg, act_job_, failed);
-  for (const InPort::Entry& entry : act.inputs) ReturnInput(entry.reg, entry.edge);
+  for (const InPort::Entry& entry : act.inputs) ReturnInput(entry);
   act.outputs.clear();
   act.inputs.clear();
   act.status = Status::Ok();
   if (free_slots_.empty()) --waiting_for_;
   free_slots_.push_back(slot);
-  lane_->AfterAct();
 }
 
 inline void Actor::Fire() {
   act_job_ = ins_.empty() ? &graph_->job() : ins_.front()->front()->job;
   bool failed = ActAndDrain();
-  if (has_special_outs_) SettleSpecialOuts();
-  if (slot_of_act_ >= 0) return StashAct();
+  if (is_special_ && SettleSpecial()) return;
   FinishAct(failed);
 }
 
-inline void Actor::FireWhilePossible() {
-  for (int burst = 0; CanFire(); ++burst) {
-    if (burst == kMaxBurst) return WakeAgain();
+int Actor::TakeTurn(int max_acts) {
+  has_turn_ = false;  // what changes from now on is worth another one
+  int acts_left = max_acts;
+  while (CanFire()) {
+    if (acts_left == 0) {
+      LookAgain();
+      break;
+    }
+    --acts_left;
     Fire();
-    lane_->AfterAct();
   }
-}
-
-inline void Actor::Receive(const Message& message) {
-  if (ended_) return ReturnInput(message.reg, message.edge());
-  InPort* in = ins_[message.port()];
-  if (in->ready_.empty()) --waiting_for_;
-  in->ready_.Emplace(message.reg, message.edge());
+  if (input_ended_) EndIfDrained();
+  return max_acts - acts_left;
 }
 
 void Actor::Handle(const Message& message) {
-  if (message.kind() <= MessageKind::kError) {
-    Receive(message);
-  } else if (message.kind() == MessageKind::kAck) {
-    message.reg->home->OnAck(message.reg, message.edge());
-  } else {
-    HandleRare(message);
-  }
-  FireWhilePossible();
-  if (input_ended_) EndIfDrained();
+  if (message.kind() <= MessageKind::kError) return ins_[message.port()]->OnReq(message.reg, message.edge());
+  if (message.kind() == MessageKind::kAck) return message.reg->home->OnAck(message.reg, message.edge());
+  HandleRare(message);
 }
 
 }  // namespace elastates

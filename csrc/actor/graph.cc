@@ -22,7 +22,8 @@ void Graph::Adopt(std::unique_ptr<Actor> actor, Lane* lane) {
 
 void Graph::ConnectPorts(OutPort* from, InPort* to) {
   assert(!started_);
-  from->consumers_.push_back({to->actor_, to->index_, 0});
+  InPort* near = from->actor_->lane_ == to->actor_->lane_ ? to : nullptr;
+  from->consumers_.push_back({to->actor_, near, to->index_, 0});
   to->capacity_ += from->num_registers();
   ++to->open_producers_;
   to->producer_names_.push_back(from->actor_->name());
@@ -33,10 +34,13 @@ size_t Graph::PrepareActors() {
   for (auto& actor : actors_) {
     actor->waiting_for_ = static_cast<uint32_t>(actor->ins_.size());
     actor->has_conditions_ = actor->ins_.empty();
+    actor->is_special_ = !actor->deferred_.empty();
     for (InPort* in : actor->ins_) in->ready_.Reserve(in->capacity_);
     for (OutPort* out : actor->outs_) {
+      out->lane_ = actor->lane_;
+      if (out->consumers_.size() == 1) out->sole_consumer_ = &out->consumers_[0];
       actor->has_conditions_ |= out->backed_;
-      actor->has_special_outs_ |= out->backed_ || out->credit_ == Credit::kLossy;
+      actor->is_special_ |= out->backed_ || out->credit_ == Credit::kLossy;
       max_messages += (out->num_registers() + 1) * out->consumers_.size();  // REQ or ACK each, and the EORD
     }
     for (Actor::DeferredAct& act : actor->deferred_) {
@@ -55,7 +59,7 @@ void Graph::Start() {
   size_t max_messages = PrepareActors();
   std::vector<Lane*> lanes;
   for (auto& lane : lanes_) lanes.push_back(lane.get());
-  for (Lane* lane : lanes) lane->Prepare(max_messages, lanes);
+  for (Lane* lane : lanes) lane->Prepare(actors_.size(), max_messages, lanes);
   for (Lane* lane : lanes) lane->Start();
   WakeSources();
 }

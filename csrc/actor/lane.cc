@@ -6,9 +6,11 @@
 namespace elastates {
 namespace {
 
-// Messages between two flushes: enough to make the lock of a hand-over cheap, few enough for the receiver to
+// Acts between two flushes: enough to make the lock of a hand-over cheap, few enough for the receiver to
 // start soon.
-constexpr uint32_t kFlushInterval = 256;
+constexpr int kFlushInterval = 256;
+// Acts in a row before the lane's other actors get their turn.
+constexpr int kMaxBurst = 16;
 // About 2 us: longer than another lane needs to answer, shorter than a core may be burnt for.
 constexpr int kSpins = 64;
 
@@ -22,9 +24,9 @@ void Pause() {
 
 }  // namespace
 
-void Lane::Prepare(size_t max_messages, const std::vector<Lane*>& lanes) {
+void Lane::Prepare(size_t num_actors, size_t max_messages, const std::vector<Lane*>& lanes) {
   lanes_ = lanes;
-  local_.Reserve(max_messages);
+  turns_.Reserve(num_actors);
   inbox_.reserve(max_messages);
   taken_.reserve(max_messages);
   outboxes_.resize(lanes.size());
@@ -45,20 +47,25 @@ void Lane::Run() {
   tid_.store(static_cast<pid_t>(syscall(SYS_gettid)), std::memory_order_release);
   do {
     do {
-      HandleLocal();
-      FlushOutboxes();
+      TakeTurns();
       if (has_mail_.load(std::memory_order_acquire)) HandleInbox();
-    } while (!local_.empty() || has_outgoing_);
+      FlushOutboxes();
+    } while (!turns_.empty());
     running_.store(nullptr, std::memory_order_relaxed);
   } while (SpinUntilPosted() || SleepUntilPosted());
 }
 
 // At most one flush interval, so that neither the inbox nor the outboxes wait for actors that keep each other
-// busy.
-void Lane::HandleLocal() {
-  for (uint32_t i = 0; i < kFlushInterval && !local_.empty(); ++i) {
-    Dispatch(local_.Front());
-    local_.DropFront();
+// busy; where acts take long, that is one act.
+void Lane::TakeTurns() {
+  const bool acts_are_long = flush_ == Flush::kEveryAct;
+  const int max_acts = acts_are_long ? 1 : kFlushInterval;
+  const int max_burst = acts_are_long ? 1 : kMaxBurst;
+  for (int acts = 0; acts < max_acts && !turns_.empty();) {
+    Actor* actor = turns_.Front();
+    turns_.DropFront();
+    running_.store(actor, std::memory_order_relaxed);
+    acts += 1 + actor->TakeTurn(max_burst);  // a turn without an act takes time too
   }
 }
 
@@ -68,14 +75,11 @@ void Lane::HandleInbox() {
     taken_.swap(inbox_);
     has_mail_.store(false, std::memory_order_relaxed);
   }
-  for (const Message& message : taken_) Dispatch(message);
+  for (const Message& message : taken_) {
+    running_.store(message.to, std::memory_order_relaxed);
+    message.to->Handle(message);
+  }
   taken_.clear();
-}
-
-void Lane::Dispatch(const Message& message) {
-  running_.store(message.to, std::memory_order_relaxed);
-  message.to->Handle(message);
-  if (++dispatched_since_flush_ >= kFlushInterval) FlushOutboxes();
 }
 
 bool Lane::SpinUntilPosted() const {
@@ -94,25 +98,24 @@ bool Lane::SleepUntilPosted() {
   return !inbox_.empty();
 }
 
-void Lane::SendAway(Lane* lane, const Message& message) {
-  outboxes_[lane->index_].push_back(message);
-  has_outgoing_ = true;
-}
-
 void Lane::FlushOutboxes() {
-  dispatched_since_flush_ = 0;
   if (!has_outgoing_) return;
   has_outgoing_ = false;
   for (size_t to = 0; to < outboxes_.size(); ++to) {
     if (outboxes_[to].empty()) continue;
-    lanes_[to]->PostBatch(outboxes_[to]);
-    outboxes_[to].clear();
+    lanes_[to]->PostBatch(&outboxes_[to]);
   }
 }
 
-void Lane::PostBatch(const Inbox& batch) {
+// Leaves `batch` empty, with room for as much as before: all inboxes and outboxes are of one capacity.
+void Lane::PostBatch(Inbox* batch) {
   std::lock_guard<std::mutex> lock(mutex_);
-  inbox_.insert(inbox_.end(), batch.begin(), batch.end());
+  if (inbox_.empty()) {
+    inbox_.swap(*batch);
+  } else {
+    inbox_.insert(inbox_.end(), batch->begin(), batch->end());
+    batch->clear();
+  }
   has_mail_.store(true, std::memory_order_release);
   if (sleeping_) posted_.notify_one();
 }

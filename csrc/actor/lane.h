@@ -1,10 +1,10 @@
 // Lane: one named thread, and the actors that live on it.
 //
-// One lane per device stream, storage queue or group of actors that are cheap enough to share one. Messages
-// between actors of one lane go through a local ring. Messages to other lanes are gathered in outboxes and
-// handed over in batches: one lock and one swap for many messages, which measured faster than any ring that
-// is locked, or lock-free, per message. A lane without work spins for some microseconds, then sleeps. Owned
-// by its Graph, which joins it.
+// One lane per device stream, storage queue or group of actors that are cheap enough to share one. What the
+// actors of one lane tell each other changes the receiver's state on the spot, and puts it into the queue of
+// those that get a turn. Messages to other lanes are gathered in outboxes and handed over in batches: one
+// lock and one swap for many messages, which measured faster than any ring that is locked, or lock-free, per
+// message. A lane without work spins for some microseconds, then sleeps. Owned by its Graph, which joins it.
 #ifndef ELASTATES_ACTOR_LANE_H_
 #define ELASTATES_ACTOR_LANE_H_
 
@@ -26,7 +26,7 @@ namespace elastates {
 
 // When what the lane's actors say to other lanes is handed over.
 enum class Flush {
-  kBatched,   // every few hundred messages and when there is nothing left to do: for short acts
+  kBatched,   // every few hundred acts and when there is nothing left to do: for short acts
   kEveryAct,  // after every act: for acts that take long, behind which a message must not wait
 };
 
@@ -42,62 +42,54 @@ class Lane {
   // Any thread.
   void Post(const Message& message);
 
-  // The lane's own thread: to an actor on this lane or on another.
+  // The lane's own thread.
   template <typename... Args>
-  void Send(MessageKind kind, Actor* to, Args... args) {
-    Lane* lane = to->lane_;
-    if (lane == this) {
-      local_.Emplace(kind, to, args...);
-    } else {
-      SendAway(lane, Message(kind, to, args...));
-    }
+  void SendAway(Lane* lane, Args... args) {  // what a Message is made of
+    outboxes_[lane->index_].emplace_back(args...);
+    has_outgoing_ = true;
   }
-  void AfterAct() {
-    if (flush_ == Flush::kEveryAct) FlushOutboxes();
-  }
+  void GiveTurn(Actor* actor) { turns_.Emplace(actor); }  // REQUIRES: it does not wait for one already
 
-  // The actor whose message is being handled, null while idle. Any thread; a hint.
+  // The actor whose turn it is or whose message is being handled, null while idle. Any thread; a hint.
   const Actor* running() const { return running_.load(std::memory_order_relaxed); }
 
  private:
   friend class Graph;
   using Inbox = std::vector<Message>;
 
-  void Prepare(size_t max_messages, const std::vector<Lane*>& lanes);  // of every lane before Start() of any
+  // Of every lane before Start() of any.
+  void Prepare(size_t num_actors, size_t max_messages, const std::vector<Lane*>& lanes);
   void Start();
   void Stop();  // idempotent; the thread leaves when it next has nothing to do
   void Join() { thread_.Join(); }
 
-  void SendAway(Lane* lane, const Message& message);
   void Run();
-  void HandleLocal();
+  void TakeTurns();
   void HandleInbox();
-  void Dispatch(const Message& message);
   bool SleepUntilPosted();  // false: stopped
   bool SpinUntilPosted() const;
   void FlushOutboxes();
-  void PostBatch(const Inbox& batch);
+  void PostBatch(Inbox* batch);
 
   const std::string name_;
   const size_t index_;
   const Flush flush_;
 
   // The lane's own thread.
-  FixedRing<Message> local_;
+  FixedRing<Actor*> turns_;      // who may be able to fire; each at most once
   std::vector<Inbox> outboxes_;  // one per lane
   std::vector<Lane*> lanes_;
   Inbox taken_;
   bool has_outgoing_ = false;
-  uint32_t dispatched_since_flush_ = 0;
+  std::atomic<const Actor*> running_{nullptr};
 
-  std::mutex mutex_;
+  alignas(64) std::mutex mutex_;  // not on a cache line that the thread writes per act
   std::condition_variable posted_;
   Inbox inbox_;            // guarded by mutex_
   bool sleeping_ = false;  // guarded by mutex_
   bool stopped_ = false;   // guarded by mutex_
   std::atomic<bool> has_mail_{false};
 
-  std::atomic<const Actor*> running_{nullptr};
   std::atomic<pid_t> tid_{0};
   NamedThread thread_;
 };

@@ -9,9 +9,9 @@ OutPort::OutPort(Actor* actor, std::string name, size_t num_registers, Fanout fa
     : actor_(actor),
       name_(std::move(name)),
       num_registers_(num_registers),
-      fanout_(fanout),
+      waiting_for_(actor->waiting_for_),
       credit_(credit),
-      waiting_for_(actor->waiting_for_) {
+      fanout_(fanout) {
   assert(num_registers > 0);
   actor->outs_.push_back(this);
 }
@@ -29,6 +29,12 @@ void OutPort::Unback() {
   Reset(free_);
 }
 
+// Of a value that holds something, when the last consumer is done with it.
+void OutPort::Empty(Register* reg) {
+  Reset(reg);
+  Unback();  // the backing belongs to the register on top, and that is about to be another
+}
+
 uint32_t OutPort::LeastLoaded() const {
   uint32_t best = 0;
   for (uint32_t edge = 1; edge < consumers_.size(); ++edge) {
@@ -37,9 +43,25 @@ uint32_t OutPort::LeastLoaded() const {
   return best;
 }
 
+void OutPort::PublishEord() {
+  for (const Consumer& consumer : consumers_) {
+    if (consumer.near != nullptr) {
+      consumer.near->OnEord();
+    } else {
+      lane_->SendAway(consumer.actor->lane_, MessageKind::kEord, consumer.actor, nullptr, consumer.port);
+    }
+  }
+}
+
 InPort::InPort(Actor* actor, std::string name)
     : actor_(actor), name_(std::move(name)), index_(static_cast<uint32_t>(actor->ins_.size())) {
   actor->ins_.push_back(this);
+}
+
+void InPort::OnEord() {
+  --open_producers_;
+  actor_->input_ended_ = true;
+  actor_->LookAgain();
 }
 
 }  // namespace elastates

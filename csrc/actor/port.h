@@ -37,6 +37,8 @@
 
 namespace elastates {
 
+class InPort;
+class Lane;
 class OutPort;
 
 struct Register {
@@ -52,12 +54,12 @@ struct RegisterOf : Register {
   T value{};
 };
 
-enum class Fanout {
+enum class Fanout : uint8_t {
   kEveryConsumer,  // each register is read by all consumers
   kLeastLoaded,    // each register goes to the one consumer that holds the fewest
 };
 
-enum class Credit {
+enum class Credit : uint8_t {
   kRequired,  // the actor fires only when a register is free
   kLossy,     // the actor fires anyway; without a free register this output is skipped, and counted
 };
@@ -101,6 +103,7 @@ class OutPort {
 
   struct Consumer {
     Actor* actor;
+    InPort* near;  // null if it lives on another lane
     uint32_t port;
     uint32_t held;
   };
@@ -115,25 +118,32 @@ class OutPort {
   }
   bool TryBack();
   void Unback();
+  void Empty(Register* reg);
   void Publish(Register* reg, Job* job, bool failed);
   void FanOut(Register* reg);  // to none or several consumers
-  void SendTo(uint32_t edge, Register* reg);
+  void SendTo(Consumer* consumer, uint32_t edge, Register* reg);
+  void PublishEord();
   uint32_t LeastLoaded() const;
   void OnAck(Register* reg, uint32_t edge);
   void Free(Register* reg);
   bool all_home() const { return num_free_ == num_registers_; }
 
+  // Consumers on other lanes read these two to say where an ACK goes.
   Actor* const actor_;
+  Lane* lane_ = nullptr;  // the actor's
   const std::string name_;
   const size_t num_registers_;
-  const Fanout fanout_;
-  const Credit credit_;
-  uint32_t& waiting_for_;  // the actor's
-  std::vector<Consumer> consumers_;
-  Register* free_ = nullptr;  // last in, first out: the register that is warm in the cache
+
+  // A cache line that they leave alone.
+  alignas(64) Register* free_ = nullptr;  // last in, first out: the register that is warm in the cache
   size_t num_free_ = 0;
-  Register* claimed_ = nullptr;  // by the act that is running
-  bool top_is_backed_ = false;   // free_ has its backing already
+  Register* claimed_ = nullptr;        // by the act that is running
+  Consumer* sole_consumer_ = nullptr;  // set if there is exactly one
+  std::vector<Consumer> consumers_;
+  uint32_t& waiting_for_;  // the actor's
+  const Credit credit_;
+  const Fanout fanout_;
+  bool top_is_backed_ = false;  // free_ has its backing already
   uint64_t num_skipped_ = 0;
 };
 
@@ -151,18 +161,22 @@ class InPort {
  private:
   friend class Actor;
   friend class Graph;
+  friend class OutPort;
 
   struct Entry {  // whole words, as in Message
     Register* reg;
     uint64_t edge;
   };
 
+  void OnReq(Register* reg, uint64_t edge);
+  void OnEord();
+  void DropFront();
   bool ended() const { return open_producers_ == 0 && ready_.empty(); }
 
   Actor* const actor_;
+  FixedRing<Entry> ready_;  // capacity: the credits of all producers
   const std::string name_;
   const uint32_t index_;
-  FixedRing<Entry> ready_;  // capacity: the credits of all producers
   size_t capacity_ = 0;
   uint32_t open_producers_ = 0;
   std::vector<std::string> producer_names_;

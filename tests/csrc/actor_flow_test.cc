@@ -201,6 +201,36 @@ TEST(lossy_port_skips_and_counts_instead_of_waiting) {
   CHECK(numbers.out.num_skipped() > 0);  // one burst of acts is longer than one credit
 }
 
+// An actor that could always fire shares its lane with one that is fed from the same lane or from another.
+void CheckBusyLaneServesOthers(Flush flush, bool fed_from_another_lane) {
+  Graph graph;
+  Lane& busy_lane = graph.AddLane("busy", flush);
+  Lane& feeding_lane = fed_from_another_lane ? graph.AddLane("feeding") : busy_lane;
+  graph.Add<Numbers>(busy_lane, 1 << 30);  // nobody reads them: its credits are home at once
+  auto& numbers = graph.Add<Numbers>(feeding_lane, 1000);
+  auto& collect = graph.Add<Collect>(busy_lane);
+  graph.Connect(numbers.out, collect.in);
+  std::promise<void> served;
+  collect.before_act = [&] {
+    if (collect.values.size() == 999) served.set_value();
+  };
+  graph.Start();
+  served.get_future().wait();
+  graph.Cancel(Status(StatusCode::kCancelled, "enough"));
+  CHECK(graph.Wait().code() == StatusCode::kCancelled);
+  CHECK(collect.values == Range(0, 1000));
+}
+
+TEST(actor_that_never_rests_leaves_turns_to_others_on_its_lane) {
+  CheckBusyLaneServesOthers(Flush::kBatched, /*fed_from_another_lane=*/false);
+  CheckBusyLaneServesOthers(Flush::kEveryAct, /*fed_from_another_lane=*/false);
+}
+
+TEST(actor_that_never_rests_leaves_time_for_the_inbox_of_its_lane) {
+  CheckBusyLaneServesOthers(Flush::kBatched, /*fed_from_another_lane=*/true);
+  CheckBusyLaneServesOthers(Flush::kEveryAct, /*fed_from_another_lane=*/true);
+}
+
 struct Block {
   Lease lease;
   int number = 0;
