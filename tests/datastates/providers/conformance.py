@@ -59,18 +59,20 @@ class ProviderConformance(abc.ABC):
     def content(self, state: dict[str, Any]) -> Any:
         """Everything that counts, as nested Python values and the live tensors."""
 
-    @pytest.fixture
-    def saved(self, tmp_path: Path) -> tuple[Path, Any]:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def saved(cls, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         """A directory with a checkpoint of a state that has been trained a little, and what its content was."""
-        state = self.make(seed=1)
-        self.change(state)
-        expected = copy.deepcopy(self.content(state))
-        with datastates.Checkpointer(tmp_path / "runs") as checkpoints:
+        suite, directory = cls(), tmp_path_factory.mktemp("saved")
+        state = suite.make(seed=1)
+        suite.change(state)
+        expected = copy.deepcopy(suite.content(state))
+        with datastates.Checkpointer(directory) as checkpoints:
             handle = checkpoints.checkpoint(7, state)
             checkpoints.gate()
-            self.change(state)  # what is written after the gate must not be in it
+            suite.change(state)  # what is written after the gate must not be in it
             handle.durable.result(timeout_s=60)
-        return tmp_path / "runs", expected
+        return directory, expected
 
     def restore(self, directory: Path, state: dict[str, Any]) -> int:
         """Restore as a new process would."""

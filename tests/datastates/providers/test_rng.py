@@ -11,7 +11,7 @@ from conformance import ProviderConformance
 import datastates
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _generators_of_other_tests() -> Any:
     kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
     yield
