@@ -23,7 +23,7 @@ from benchmarks.contenders import DCP_NAMES, NAMES, OURS, create
 from benchmarks.contenders.base import IO_THREADS
 from benchmarks.files import write_json
 from benchmarks.machine import MB
-from benchmarks.quiet import quiet_libraries
+from benchmarks.progress import quiet_libraries, say
 from benchmarks.workload import TinyTensors, Workload
 
 CEILING = "ceiling"
@@ -169,11 +169,6 @@ def print_summary(document: dict[str, Any]) -> None:
     )
     for name, value in document["ratios"].items():
         print(f"{name:20s} {'-' if value is None else format(value, '.3f'):>8s}   {ratios.DEFINITIONS[name]}")
-
-
-def say(line: str) -> None:
-    """Progress, beside the report."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -24,12 +24,14 @@ import datastates
 from benchmarks import ceilings, machine
 from benchmarks.files import remove_tree, write_json
 from benchmarks.machine import MB
+from benchmarks.progress import say
 from benchmarks.protocol import quiesce
 from benchmarks.workload import Workload
 
 ARENA_FACTORS = {"overhead": 2.0, "overhead_small_arena": 0.5}
 PATTERN = (True, False, False, True)
 WARM_UP_STEPS = 3
+CALIBRATION_STEPS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,10 @@ class Loop:
         if checkpoints is not None:
             checkpoints.wait()
         drain_s = time.perf_counter() - start_s
+        say(
+            f"{count:3d} steps {'with' if checkpoints else 'without':8s} checkpoints, median "
+            f"{statistics.median(steps_s) * 1e3:5.0f} ms, drain {drain_s * 1e3:5.0f} ms"
+        )
         return Block(with_checkpoints=checkpoints is not None, steps_s=steps_s, drain_s=drain_s)
 
 
@@ -109,7 +115,9 @@ def run(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     loop = Loop(workload)
     speeds = write_ceilings(root, workload.num_bytes, 3)
     write_s = workload.num_bytes / MB / statistics.median(speeds)
-    loop.workload.calibrate(write_s / options.write_fraction, loop.step)
+    step_s = workload.calibrate(write_s / options.write_fraction, loop.step, CALIBRATION_STEPS)
+    say(f"at the ceiling writing takes {write_s * 1e3:.0f} ms")
+    say(f"a step of {len(workload.tokens)} tokens takes {step_s * 1e3:.0f} ms")
 
     report: dict[str, Any] = {}
     arenas: dict[str, Any] = {}
@@ -149,6 +157,10 @@ def print_summary(report: dict[str, Any]) -> None:
         )
     if report["write_fraction"] < 0.5:
         print("the step is longer than twice the write: this run does not show what it should; try another --size-mb")
+    elif report["write_fraction"] > 1:
+        print(
+            "no engine can hide this: writing takes longer than a step; was the machine busy while it was calibrated?"
+        )
 
 
 def all_durable(report: dict[str, Any]) -> bool:

@@ -2,8 +2,8 @@
 
 1. It is opened and saves once, unmeasured: processes are spawned, buffers and files of this size allocated before.
 2. Alone: a save with nothing beside it gives the clocks *safe* and *durable*. Peak memory is taken from before 1 on.
-3. Overlapped: a training step, the call, the same step while the checkpoint is under way, the wait for *safe*; then
-   every tensor is mutated in place, and steps go on until the checkpoint is durable.
+3. Overlapped: plain training steps, the call, the same step while the checkpoint is under way, the wait for *safe*;
+   then every tensor is mutated in place, steps go on until the checkpoint is durable, and plain steps follow.
    Stall = time in the call + time blocked before the mutation + (overlapped step - a step without a checkpoint).
 4. The overlapped checkpoint is loaded from a cold page cache, in place, and compared bit for bit with a private copy of
    the values at the call.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from benchmarks.memory import PeakMemory
 from benchmarks.workload import Workload
 
 WARM_UP_STEP, ALONE_STEP, OVERLAPPED_STEP = 0, 1, 2
+PLAIN_STEPS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class Sample:
     """Blocked between the end of the overlapped step and the mutation."""
     overlapped_step_s: float
     plain_step_s: float
-    """Mean of the steps just before the call and just after the checkpoint was durable."""
+    """Median of PLAIN_STEPS just before the call and as many after the checkpoint was durable."""
     stall_until_durable_s: float
     """Call + gate + what every step until durable took beyond a plain one: it also sees late interference."""
     safe_s: float
@@ -115,7 +117,7 @@ def _save_alone(contender: Contender, step: int) -> tuple[float, float]:
 def _overlapped_save(contender: Contender, workload: Workload) -> _Overlap:
     workload.remember()
     quiesce()
-    step_before_s = workload.forward_backward()
+    plain_steps_s = [workload.forward_backward() for _ in range(PLAIN_STEPS)]
 
     with ThreadPoolExecutor(1, thread_name_prefix="bench-clocks") as watcher:
         start_s = time.perf_counter()
@@ -132,7 +134,8 @@ def _overlapped_save(contender: Contender, workload: Workload) -> _Overlap:
         while not clocks.done():
             later_steps_s.append(workload.forward_backward())
     safe_overlapped_s, durable_overlapped_s = clocks.result()
-    plain_step_s = (step_before_s + workload.forward_backward()) / 2
+    plain_steps_s += [workload.forward_backward() for _ in range(PLAIN_STEPS)]
+    plain_step_s = statistics.median(plain_steps_s)
     excess_s = sum(taken_s - plain_step_s for taken_s in (overlapped_step_s, *later_steps_s))
     return _Overlap(
         call_s=call_s,

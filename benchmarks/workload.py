@@ -130,16 +130,16 @@ class Workload(State):
         moments = {names[id(parameter)]: dict(slots) for parameter, slots in self.optimizer.state.items()}
         return {"model": self.model.state_dict(), "optimizer": moments, "progress": self.progress}
 
-    def calibrate(self, step_s: float, step: Callable[[], float] | None = None) -> float:
+    def calibrate(self, step_s: float, step: Callable[[], float] | None = None, samples: int = 3) -> float:
         """Choose the tokens per step so that ``step`` takes at least ``step_s``; returns what it takes.
 
-        ``step`` returns its own seconds; without it, a forward/backward is meant.
+        ``step`` returns its own seconds; without it, a forward/backward is meant. The least of ``samples`` counts: a
+        busy moment must not pass for a long step.
         """
         num_tokens = len(self.tokens)
-        # The least of three: a busy minute must not pass for a long step.
-        while (taken_s := min((step or self.forward_backward)() for _ in range(3))) < step_s:
-            # A quarter more than needed: short steps understate the cost of a token.
-            num_tokens = max(num_tokens + 16, math.ceil(num_tokens * min(8.0, 1.25 * step_s / taken_s)))
+        while (taken_s := min((step or self.forward_backward)() for _ in range(samples))) < step_s:
+            # A little more than needed: it need not be met twice. Short steps understate the cost of a token.
+            num_tokens = max(num_tokens + 8, math.ceil(num_tokens * min(4.0, 1.05 * step_s / taken_s)))
             self.tokens = torch.randint(self.model.embedding.num_embeddings, (num_tokens,))
         return taken_s
 

@@ -1,9 +1,15 @@
-"""Libraries log and warn about every checkpoint, which would bury the figures."""
+"""What a person sees while a benchmark runs: one line per measurement, and no chatter of libraries."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
+
+
+def say(line: str) -> None:
+    """Progress, beside the report."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def quiet_libraries() -> None:
