@@ -31,6 +31,7 @@ from datastates.errors import (
 )
 from datastates.gate import unwatch_optimizers, watch_optimizers
 from datastates.handle import Checkpoint
+from datastates.lifetime import EXIT_TIMEOUT_S, closed, opened
 from datastates.restore import Vote, restore
 from datastates.saving import SavePipeline
 
@@ -81,6 +82,7 @@ class Checkpointer:
         self._unusable: str | None = None
         self._closed = False
         watch_optimizers(self)
+        opened(self)
 
     # ---- taking checkpoints ----
 
@@ -148,12 +150,15 @@ class Checkpointer:
         Raises:
             CheckpointError: a failure that is due.
         """
+        self._land_all()
+        self._raise_due()
+
+    def _land_all(self) -> None:
         with self._lock:
             waiting = list(self._in_flight.values())
         for checkpoint in waiting:
             checkpoint.durable.exception()
         self._uncopied.clear()
-        self._raise_due()
 
     def close(self) -> None:
         """Drain and release everything. Idempotent; :meth:`restore` and :meth:`checkpoint` refuse afterwards.
@@ -161,16 +166,30 @@ class Checkpointer:
         Raises:
             CheckpointError: a failure that is due.
         """
-        if self._closed:
-            return
+        if not self._closed:
+            self._drain(None)
+            self._raise_due()
+
+    def _drain(self, timeout_s: float | None) -> None:
         self._closed = True
+        closed(self)
         unwatch_optimizers(self)
-        self._pipeline.close()
+        if not self._pipeline.close(timeout_s):
+            logger.warning("%s: gave up the last checkpoints after %.0f s", self._directory.path, timeout_s)
+            return
         self._uncopied.clear()
         self._capture.forget()
         self._directory.unlock()
         self._leave_together()
-        self._raise_due()
+
+    def _close_at_exit(self) -> None:
+        self._drain(EXIT_TIMEOUT_S)
+
+    def _close_in_child(self) -> None:
+        """No lock is taken here: a thread that is the parent's alone may have held it."""
+        self._closed = True
+        self._uncopied.clear()
+        self._directory.unlock()  # the lock stays the parent's, and does not outlive it through this child
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -216,8 +235,7 @@ class Checkpointer:
             ValueError: the state does not fit the checkpoint (names, shapes, dtypes); no value was changed.
         """
         self._check_usable(for_restore=True)
-        self.gate()
-        self.wait()
+        self._land_all()  # a gate for everything; failures of the past do not keep anybody from going back
         patterns = [only] if isinstance(only, str) else only
         try:
             step, damaged = restore(
@@ -233,6 +251,9 @@ class Checkpointer:
             self._unusable = str(error)
             raise
         self._pipeline.damaged.update(damaged)
+        with self._lock:
+            self._failures.clear()
+            self._consecutive_failures = 0
         if step and only is None:  # a part, or nothing at all, does not mend what a failed restore has left
             self._unusable = None
         return step
@@ -261,7 +282,8 @@ class Checkpointer:
     # ---- the gate ----
 
     def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self._pass_gate(optimizer)
+        if not self._closed:
+            self._pass_gate(optimizer)
 
     def _pass_gate(self, optimizer: torch.optim.Optimizer | None) -> None:
         if self._uncopied:

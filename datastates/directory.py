@@ -118,7 +118,11 @@ class CheckpointDirectory:
             raise FileExistsError(
                 f"{final} is published already and nothing is ever overwritten; remove it, or use another directory"
             ) from error
-        _elastates.sync_directory(str(self.path))
+        try:
+            _elastates.sync_directory(str(self.path))
+        except _elastates.StatusError:
+            final.rename(attempt)  # whole, but a power cut might lose it: nobody shall rely on a step that has failed
+            raise
         return final
 
     def remove(self, steps: Sequence[int]) -> None:

@@ -26,17 +26,20 @@ class Lane(Generic[T]):
 
     def put(self, item: T) -> None:
         if self._thread is None:
-            # A daemon: an interpreter that exits without close() must not hang on a dead peer.
+            # A daemon: an interpreter that exits without close() must not wait for a dead peer for ever.
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
         self._items.put(item)
 
-    def close(self) -> None:
-        """Finish what was put and end the thread. Idempotent."""
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Finish what was put and end the thread; returns whether ``timeout_s`` was enough. Idempotent."""
         if self._thread is not None:
             self._items.put(None)
-            self._thread.join()
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                return False
             self._thread = None
+        return True
 
     def _run(self) -> None:
         while (item := self._items.get()) is not None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,14 +84,15 @@ class SavePipeline:
         with self._engine_lock:
             return 0 if self._engine is None else int(self._engine.stats()["arena_bytes"])
 
-    def close(self) -> None:
-        """Finish every checkpoint, then end the threads. Idempotent."""
-        self._plan_lane.close()
-        self._copied_lane.close()
-        self._written_lane.close()
-        self._commit_lane.close()
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Finish every checkpoint, then end the threads; returns whether ``timeout_s`` was enough. Idempotent."""
+        end_s = None if timeout_s is None else time.monotonic() + timeout_s
+        for lane in (self._plan_lane, self._copied_lane, self._written_lane, self._commit_lane):
+            if not lane.close(None if end_s is None else max(0.0, end_s - time.monotonic())):
+                return False
         if self._engine is not None:
             self._engine.close()
+        return True
 
     # ---- plan lane ----
 

@@ -1,5 +1,7 @@
 #include "engine/engine.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <mutex>
 #include <utility>
@@ -116,6 +118,8 @@ class Engine::Impl {
     Reap();
   }
 
+  bool IsForked() const { return getpid() != pid_; }
+
   std::string Describe() {
     std::string text = graph_.Describe();
     return text + "arena: " + std::to_string(arena_->free_blocks()) + " of " +
@@ -167,6 +171,7 @@ class Engine::Impl {
   const std::shared_ptr<CopyPriority> priority_;  // snapshots outlive the engine
   Counters counters_;
   Capture* capture_ = nullptr;  // owned by graph_
+  const pid_t pid_ = getpid();
 
   std::mutex mutex_;
   bool closed_ = false;                               // guarded by mutex_
@@ -190,7 +195,14 @@ Result<std::unique_ptr<Engine>> Engine::Create(EngineOptions options) {
 }
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-Engine::~Engine() { Close(); }
+Engine::~Engine() {
+  // A forked child has no lanes to join, and what they held is held for ever: its copy is left alone.
+  if (impl_->IsForked()) {
+    (void)impl_.release();
+  } else {
+    Close();
+  }
+}
 
 std::shared_ptr<Snapshot> Engine::Submit(SnapshotPlan plan) { return impl_->Submit(std::move(plan)); }
 bool Engine::HasCreditFor(uint64_t size_bytes) const { return impl_->HasCreditFor(size_bytes); }

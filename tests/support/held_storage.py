@@ -29,7 +29,7 @@ class HeldStorage:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gates: list[tuple[int, bool]] = []
-        self._opens_at_gate = True
+        self._opens_at_gate = False
         for name in ("wait_groups_copied", "wait_copied"):
             monkeypatch.setattr(Checkpoint, name, self._noting(getattr(Checkpoint, name)))
 
