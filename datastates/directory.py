@@ -164,6 +164,8 @@ def read_manifest(checkpoint: Path) -> manifest.Manifest:
     path = checkpoint / manifest.FILE_NAME
     try:
         found = manifest.load(path.read_bytes(), str(path))
+        if (name := _STEP.fullmatch(checkpoint.name)) and int(name[1]) != found.step:
+            raise DamagedCheckpointError(f"{path} is of step {found.step}: the directory was renamed")
         for file in found.files:
             _check_size(checkpoint / file.name, file.size_bytes)
             with open(checkpoint / file.name, "rb") as stream:

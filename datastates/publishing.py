@@ -36,6 +36,7 @@ class Publisher:
         self._config = config
         self._channel = channel
         self._published: dict[Path, int] = {}
+        self._told: str | None = None  # key of the last outcome
         self.damaged: set[int] = set()
         """Steps that a restore found damaged: their directories make way when the step is taken again."""
 
@@ -49,6 +50,9 @@ class Publisher:
         timeout_s = self._config.commit_timeout_s
         key = f"{job.checkpoint.ordinal}"
         answers = self._channel.gather(f"written/{key}", self._digests(job), timeout_s)
+        if self._told is not None:
+            self._channel.forget(self._told)  # who has come this far has read it
+        self._told = f"published/{key}"
         outcome = b""
         if self._channel.rank == 0:
             outcome = self._decide(job, [json.loads(answer) for answer in answers])
