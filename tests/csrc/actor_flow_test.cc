@@ -126,7 +126,8 @@ TEST(least_loaded_port_gives_each_register_to_one_consumer) {
   graph.Connect(numbers.out, second.in);
   std::promise<void> second_started, release;
   auto released = release.get_future().share();
-  // The second stays in its first act until the first has done nearly everything, which a round robin would not allow.
+  // The second stays in its first act until the first has done nearly everything, which a round robin would
+  // not allow.
   second.before_act = [&, done = false]() mutable {
     if (done) return;
     done = true;
@@ -146,7 +147,8 @@ TEST(merging_port_takes_from_several_producers_until_all_have_ended) {
   Graph graph;
   auto& collect = graph.Add<Collect>(graph.AddLane("sink"));
   for (int i = 0; i < 3; ++i) {
-    graph.Connect(graph.Add<Numbers>(graph.AddLane("source-" + std::to_string(i)), 100 * (i + 1)).out, collect.in);
+    graph.Connect(graph.Add<Numbers>(graph.AddLane("source-" + std::to_string(i)), 100 * (i + 1)).out,
+                  collect.in);
   }
   graph.Start();
   CHECK(graph.Wait().ok());

@@ -46,7 +46,8 @@ TEST(exception_in_an_act_is_a_failure_like_any_other) {
   Graph graph;
   Lane& lane = graph.AddLane("a");
   auto& numbers = graph.Add<Numbers>(lane, 10);
-  auto& bad = graph.Add<Apply>(lane, "thrower", [](int, int*) -> Status { throw std::runtime_error("boom"); });
+  auto& bad =
+      graph.Add<Apply>(lane, "thrower", [](int, int*) -> Status { throw std::runtime_error("boom"); });
   graph.Connect(numbers.out, bad.in);
   graph.Start();
   Status status = graph.Wait();
@@ -85,7 +86,8 @@ TEST(failed_job_drains_alone) {
   CHECK(jobs[0].status().ok());
   CHECK(jobs[2].status().ok());
   CHECK_EQ(jobs[1].status().message(), std::string("bad: bad number"));
-  CHECK_EQ(collect.values.size() + collect.num_errors, 300u);  // every register came through, full or as an error
+  CHECK_EQ(collect.values.size() + collect.num_errors,
+           300u);  // every register came through, full or as an error
   int of_others = 0;
   for (int value : collect.values) of_others += value % 3 != 1;
   CHECK_EQ(of_others, 200);
@@ -127,7 +129,8 @@ class Reverser {
 class DeferredCopy : public Actor {
  public:
   static constexpr int kDepth = 4;
-  DeferredCopy(Reverser* reverser, int fail_at) : Actor("deferred", kDepth), reverser_(*reverser), fail_at_(fail_at) {}
+  DeferredCopy(Reverser* reverser, int fail_at)
+      : Actor("deferred", kDepth), reverser_(*reverser), fail_at_(fail_at) {}
   In<int> in{this, "in"};
   Out<int> out{this, "out", 8};
 
