@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datastates.bulk import without_gc
@@ -55,6 +55,8 @@ class Begin:
     """Of every tensor copied at the call, in the order of the structure."""
     samples: list[tuple[int, int, int, int]]
     """(tensor, begin, end, crc32c) of the sampled stretches of the others."""
+    known: str = ""
+    """The exchange in which this rank learned what all hold. Ranks differ in it after one that some did not hear out."""
 
     def dump(self) -> bytes:
         return json.dumps(vars(self)).encode()
@@ -79,6 +81,11 @@ def begin_message(captured: Captured, step: int, ready: bool, attempt: str, prob
     )
 
 
+def refusal(step: int, problem: str) -> Begin:
+    """What a rank says that cannot take part in the checkpoint of ``step``."""
+    return Begin(step, digest="", ready=True, attempt="", problem=problem, copied_crc32c=[], samples=[])
+
+
 class Planner:
     """Turns everyone's :class:`Begin` into a :class:`SavePlan`; keeps the last plan. Used by one thread."""
 
@@ -87,23 +94,39 @@ class Planner:
         self._chunk_bytes = chunk_bytes
         self._timeout_s = timeout_s
         self._digests: tuple[str, ...] = ()
+        self._known = ""
         self._held: list[list[Held]] = []
         self._aliases: dict[str, str] = {}
         self._own: tuple[frozenset[int], ...] = ()
         self._plan: SavePlan | None = None
 
-    def agree(self, captured: Captured, begin: Begin, key: str, policy: str) -> tuple[SavePlan, str]:
+    def file_bytes(self, captured: Captured) -> int:
+        """What this rank will write, as far as it can tell before the agreement: its share if the structure stays."""
+        rank = self._channel.rank
+        if self._plan is not None and self._channel.num_ranks > 1 and self._digests[rank] == captured.structure.digest:
+            return self._plan.files[rank].size_bytes
+        return captured.structure.nbytes
+
+    def agree(self, captured: Captured | None, begin: Begin, key: str, policy: str) -> tuple[SavePlan, str]:
         """Collective. Returns the plan and the attempt directory's name.
+
+        Args:
+            captured: what this rank holds; ``None`` where ``begin`` says that it cannot take part.
+            begin: what this rank has to say.
+            key: the same on all ranks and new every time.
+            policy: what happens if some rank has no room.
 
         Raises:
             CheckpointSkipped: some rank has no room, under ``policy="skip"``.
             ArenaExhaustedError: the same under ``policy="error"``.
             CheckpointError: some rank has a problem, or ranks hold what does not go together.
         """
+        begin = replace(begin, known=self._known)
         answers = [Begin.load(raw) for raw in self._channel.gather(f"begin/{key}", begin.dump(), self._timeout_s)]
         check_answers(answers, policy)
+        assert captured is not None
         digests = tuple(answer.digest for answer in answers)
-        if digests != self._digests:
+        if digests != self._digests or len({answer.known for answer in answers}) > 1:
             self._learn(captured, digests, key)
         check_replicas(self._held, [answer.samples for answer in answers])
         own = diverging(self._held, [answer.copied_crc32c for answer in answers])
@@ -125,6 +148,7 @@ class Planner:
             aliases = {alias: name for _, theirs in reversed(described) for alias, name in theirs.items()}
         self._aliases = aliases
         self._digests = digests
+        self._known = key
 
 
 def check_answers(answers: Sequence[Begin], policy: str) -> None:

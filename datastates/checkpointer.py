@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from datastates.capture import EVERYTHING, StateCapture
+from datastates.capture import EVERYTHING, Captured, StateCapture
 from datastates.config import MB, CheckpointerConfig, CheckpointStats
 from datastates.coordination import Coordinator, prove_one_directory
 from datastates.directory import CheckpointDirectory, read_manifest
@@ -105,26 +105,20 @@ class Checkpointer:
         Raises:
             CheckpointError: an earlier failure that is due (``on_failure``, ``max_consecutive_failures``).
             ArenaExhaustedError: ``policy="error"`` and no room (on one rank; on several, the futures raise it).
-            TypeError, ValueError: the state or the arguments cannot be stored; nothing was begun.
+            TypeError, ValueError: the state or the arguments cannot be stored; nothing was begun (on several ranks: the
+                others hear of it, and this checkpoint fails on them).
         """
         begun = time.perf_counter()
         self._check_usable()
-        self._raise_due()
-        if type(step) is not int or step < 0:
-            raise ValueError(f"step is {step!r}, expected an int >= 0")
-        if not isinstance(state, Mapping):
-            raise TypeError(f"state is a {type(state).__qualname__}, expected a mapping such as {{'model': model}}")
-        notes: dict[str, Any] = json.loads(json.dumps(dict(metadata or {}), allow_nan=False))
-        window = {"off": 0, "sample": self.config.sample_bytes, "full": EVERYTHING}[self.config.verify_immutability]
-        captured = self._capture.take(state, self._ordinal * self.config.sample_bytes, window)
-        self._refuse_if_full(captured.structure.nbytes)
+        try:
+            self._raise_due()
+            notes, captured = self._take(step, state, metadata)
+        except Exception as error:
+            self._tell_the_others(step, error)
+            raise
         taken = Checkpoint(step, self._ordinal, captured, notes)
-        self._ordinal += 1
-        with self._lock:
-            self._in_flight[taken.ordinal] = taken
-        taken.durable.add_done_callback(self._landed(taken.ordinal))
         self._uncopied.append(taken)
-        self._pipeline.put(taken)
+        self._begin(taken)
         with self._lock:
             stats = self._stats
             self._stats = replace(
@@ -133,6 +127,32 @@ class Checkpointer:
                 call_s_total=stats.call_s_total + time.perf_counter() - begun,
             )
         return taken
+
+    def _take(
+        self, step: int, state: Mapping[str, Any], metadata: Mapping[str, Any] | None
+    ) -> tuple[dict[str, Any], Captured]:
+        if type(step) is not int or step < 0:
+            raise ValueError(f"step is {step!r}, expected an int >= 0")
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state is a {type(state).__qualname__}, expected a mapping such as {{'model': model}}")
+        notes: dict[str, Any] = json.loads(json.dumps(dict(metadata or {}), allow_nan=False))
+        window = {"off": 0, "sample": self.config.sample_bytes, "full": EVERYTHING}[self.config.verify_immutability]
+        captured = self._capture.take(state, self._ordinal * self.config.sample_bytes, window)
+        self._refuse_if_full(captured.structure.nbytes)
+        return notes, captured
+
+    def _tell_the_others(self, step: object, error: Exception) -> None:
+        """Ranks count checkpoints; one that left a call out would be out of step with the others for ever."""
+        if self._channel.num_ranks > 1:
+            step = step if type(step) is int else -1
+            self._begin(Checkpoint(step, self._ordinal, None, {}, refusal=f"{type(error).__name__}: {error}"))
+
+    def _begin(self, taken: Checkpoint) -> None:
+        self._ordinal += 1
+        with self._lock:
+            self._in_flight[taken.ordinal] = taken
+        taken.durable.add_done_callback(self._landed(taken.ordinal))
+        self._pipeline.put(taken)
 
     def gate(self) -> None:
         """Wait until everything captured so far may be written to.

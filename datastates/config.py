@@ -46,8 +46,9 @@ class CheckpointerConfig:
     """Longest wait for the other ranks, seconds, in each exchange."""
     copy_threads: int = 2
     """Threads that copy host memory."""
-    copy_nice: int = 0
-    """Their nice value while nobody waits for them."""
+    copy_nice: int = 10
+    """Their nice value while nobody waits for them: a copy that preempts one of a trainer's threads makes all of them
+    wait at their next barrier. (Where a process may not take a nice value back, they are scheduled as batch work.)"""
     read_threads: int = 4
     """Reads in flight while restoring."""
     write_backend: Backend = "auto"

@@ -30,15 +30,18 @@ class Checkpoint:
         durable: the checkpoint is published, on every rank; the result is its path.
     """
 
-    def __init__(self, step: int, ordinal: int, captured: Captured, metadata: dict[str, Any]) -> None:
+    def __init__(
+        self, step: int, ordinal: int, captured: Captured | None, metadata: dict[str, Any], refusal: str = ""
+    ) -> None:
         self.step = step
         self.safe_to_mutate: CheckpointFuture[None] = CheckpointFuture()
         self.written: CheckpointFuture[None] = CheckpointFuture()
         self.durable: CheckpointFuture[Path] = CheckpointFuture()
         self.ordinal = ordinal
         self.metadata = metadata
+        self.refusal = refusal  # why this rank could not capture its state, for the other ranks to hear
         self.begun_s = time.monotonic()
-        self.captured: Captured | None = captured
+        self.captured = captured
         self.snapshot: Any = None  # _elastates.Snapshot, once submitted
         self._submitted = threading.Event()
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from datastates import manifest
-from datastates.agreement import Planner, SavePlan, begin_message, begin_problem, json_bytes
+from datastates.agreement import Planner, SavePlan, begin_message, begin_problem, json_bytes, refusal
 from datastates.bulk import without_gc
 from datastates.config import CheckpointerConfig
 from datastates.coordination import Channel
@@ -61,6 +61,7 @@ class SavePipeline:
         self._planner = Planner(channels[0], config.chunk_bytes, config.commit_timeout_s)
         self._engine: Any = None
         self._engine_lock = threading.Lock()
+        self._arena_bytes = 0
         self._plan_lane: Lane[SaveJob] = Lane("ds-plan", self._plan, self._give_up)
         self._copied_lane: Lane[SaveJob] = Lane("ds-copied", self._see_copied, self._give_up)
         self._written_lane: Lane[SaveJob] = Lane("ds-written", self._see_written, self._give_up)
@@ -81,8 +82,7 @@ class SavePipeline:
 
     def arena_bytes(self) -> int:
         """Size of the arena; 0 before the first checkpoint unless ``arena_mb`` is set."""
-        with self._engine_lock:
-            return 0 if self._engine is None else int(self._engine.stats()["arena_bytes"])
+        return self._arena_bytes
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Finish every checkpoint, then end the threads; returns whether ``timeout_s`` was enough. Idempotent."""
@@ -90,8 +90,10 @@ class SavePipeline:
         for lane in (self._plan_lane, self._copied_lane, self._written_lane, self._commit_lane):
             if not lane.close(None if end_s is None else max(0.0, end_s - time.monotonic())):
                 return False
-        if self._engine is not None:
-            self._engine.close()
+        with self._engine_lock:
+            if self._engine is not None:
+                self._engine.close()
+                self._engine = None  # its memory goes now, not when the collector comes by
         return True
 
     # ---- plan lane ----
@@ -113,7 +115,10 @@ class SavePipeline:
 
     def _agree(self, checkpoint: Checkpoint) -> tuple[SavePlan, Path]:
         captured = checkpoint.captured
-        assert captured is not None
+        key, policy = str(checkpoint.ordinal), self._config.policy
+        if captured is None:
+            self._planner.agree(None, refusal(checkpoint.step, checkpoint.refusal), key, policy)
+            raise AssertionError("a checkpoint that some rank refuses is agreed on by none")
         attempt, problem = "", ""
         if self._channel.rank == 0:
             try:
@@ -127,10 +132,10 @@ class SavePipeline:
             except Exception as error:  # noqa: BLE001
                 problem = begin_problem(error)
         alone = self._channel.num_ranks == 1
-        ready = self._config.policy == "wait" or self.has_room_for(captured.structure.nbytes)
+        ready = policy == "wait" or self.has_room_for(self._planner.file_bytes(captured))
         begin = begin_message(captured, checkpoint.step, ready, attempt, problem, alone)
         try:
-            plan, name = self._planner.agree(captured, begin, str(checkpoint.ordinal), self._config.policy)
+            plan, name = self._planner.agree(captured, begin, key, policy)
         except Exception:
             if attempt:
                 self._remove_empty(self._directory.path / attempt)
@@ -179,6 +184,7 @@ class SavePipeline:
         with self._engine_lock:
             if self._engine is None:
                 self._engine = self._config.make_engine(file_bytes)
+                self._arena_bytes = int(self._engine.stats()["arena_bytes"])
             return self._engine
 
     @without_gc()
