@@ -56,7 +56,7 @@ class Begin:
     samples: list[tuple[int, int, int, int]]
     """(tensor, begin, end, crc32c) of the sampled stretches of the others."""
     known: str = ""
-    """The exchange in which this rank learned what all hold. Ranks differ in it after one that some did not hear out."""
+    """The exchange in which this rank learned what all hold; differs after one that not everybody heard the end of."""
 
     def dump(self) -> bytes:
         return json.dumps(vars(self)).encode()
