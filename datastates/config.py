@@ -47,9 +47,9 @@ class CheckpointerConfig:
     copy_threads: int = 2
     """Threads that copy host memory."""
     copy_nice: int = 0
-    """Their nice value while nobody waits for them. On two busy cores a short burst at 0 disturbed training least (median
-    step +8 %; +11 % at 10, +10 % at 19), but a job whose cores are never idle may find otherwise. Where a process may
-    not take a nice value back, they are scheduled as batch work instead."""
+    """Their nice value while nobody waits for them. On two busy cores a short burst at 0 disturbed training least
+    (median step +8 %; +11 % at 10, +10 % at 19); jobs differ. Where a process may not take a nice value back, they are
+    scheduled as batch work instead."""
     read_threads: int = 4
     """Reads in flight while restoring."""
     write_backend: Backend = "auto"
