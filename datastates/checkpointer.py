@@ -192,11 +192,11 @@ class Checkpointer:
 
     def _drain(self, timeout_s: float | None) -> None:
         self._closed = True
-        closed(self)
-        unwatch_optimizers(self)
         if not self._pipeline.close(timeout_s):
             logger.warning("%s: gave up the last checkpoints after %.0f s", self._directory.path, timeout_s)
             return
+        closed(self)  # not before: a drain that Ctrl-C ended is made up for at exit, and gated until then
+        unwatch_optimizers(self)
         self._uncopied.clear()
         self._capture.forget()
         self._directory.unlock()
@@ -302,7 +302,7 @@ class Checkpointer:
     # ---- the gate ----
 
     def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if not self._closed:
+        if self._uncopied or not self._closed:
             self._pass_gate(optimizer)
 
     def _pass_gate(self, optimizer: torch.optim.Optimizer | None) -> None:

@@ -23,10 +23,12 @@ class Lane(Generic[T]):
         self._failed = failed
         self._items: queue.SimpleQueue[T | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._ended = threading.Event()
 
     def put(self, item: T) -> None:
         if self._thread is None:
             # A daemon: an interpreter that exits without close() must not wait for a dead peer for ever.
+            self._ended.clear()
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
         self._items.put(item)
@@ -35,9 +37,10 @@ class Lane(Generic[T]):
         """Finish what was put and end the thread; returns whether ``timeout_s`` was enough. Idempotent."""
         if self._thread is not None:
             self._items.put(None)
-            self._thread.join(timeout_s)
-            if self._thread.is_alive():
+            # Python 3.11 takes a thread for ended when Ctrl-C interrupts join(); an event it does not.
+            if not self._ended.wait(timeout_s):
                 return False
+            self._thread.join()
             self._thread = None
         return True
 
@@ -48,3 +51,4 @@ class Lane(Generic[T]):
             except Exception as error:  # noqa: BLE001  (told to whoever waits for the item)
                 self._failed(item, error)
             del item  # or the last checkpoint would be kept alive by this frame until the next one
+        self._ended.set()

@@ -40,10 +40,15 @@ def assert_changed(before: Tensors, now: Tensors) -> None:
     assert all(not torch.equal(before[name], now[name]) for name in before if name.endswith("weight"))
 
 
-def within(seconds: float, act: Callable[[], Any]) -> Any:
+def within(seconds: float, storage: HeldStorage, act: Callable[[], Any]) -> Any:
     """``act()``, which must return although storage stands still."""
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(act).result(seconds)
+        acting = pool.submit(act)
+        try:
+            return acting.result(seconds)
+        except TimeoutError:
+            storage.release()  # or the thread would never end
+            raise
 
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -87,7 +92,7 @@ def test_a_step_does_not_wait_for_another_optimizers_state(open_checkpoints: Ope
 
     storage.hold(opens_at_gate=False)
     checkpoint = checkpoints.checkpoint(0, state)
-    within(30, lambda: train(small, of_small))
+    within(10, storage, lambda: train(small, of_small))
     assert not checkpoint.safe_to_mutate.done()
     storage.hold()
     train(wide, of_wide)
@@ -104,7 +109,7 @@ def test_a_step_of_an_unrelated_optimizer_does_not_wait(open_checkpoints: Open, 
     checkpoints = open_checkpoints(**SMALL_ARENA)
     storage.hold(opens_at_gate=False)
     checkpoint = checkpoints.checkpoint(0, {"model": model, "optimizer": optimizer})
-    within(30, lambda: train(unrelated, other))
+    within(10, storage, lambda: train(unrelated, other))
     assert not checkpoint.safe_to_mutate.done()
     storage.release()
     assert_stored(checkpoint, cloned_module(model))
@@ -376,7 +381,7 @@ def test_with_a_large_arena_two_checkpoints_are_taken_although_nothing_can_be_wr
     taken = []
     for step in range(2):
         taken.append((checkpoints.checkpoint(step, {"model": model, "optimizer": optimizer}), cloned_module(model)))
-        within(30, lambda: train(model, optimizer))
+        within(10, storage, lambda: train(model, optimizer))
     assert [c.safe_to_mutate.exception(30) for c, _ in taken] == [None, None]
     assert [c.written.done() for c, _ in taken] == [False, False]
     storage.release()
@@ -402,7 +407,7 @@ def test_policy_skip(open_checkpoints: Open, storage: HeldStorage) -> None:
     for future in (skipped.safe_to_mutate, skipped.written, skipped.durable):
         with pytest.raises(CheckpointSkipped, match="no arena room on rank 0"):
             future.result(30)
-    within(30, lambda: train(state["model"], state["optimizer"]))
+    within(10, storage, lambda: train(state["model"], state["optimizer"]))
     storage.release()
     assert_stored(first, expected)
     third = cloned_module(state["model"])

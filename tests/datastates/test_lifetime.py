@@ -4,6 +4,7 @@ import signal
 import sys
 from pathlib import Path
 
+import torch
 from held_storage import stored_tensors
 from launching import Launched, Launcher
 
@@ -13,6 +14,7 @@ import torch
 import datastates, datastates.checkpointer, _elastates
 from datastates.handle import Checkpoint
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 model = torch.nn.Linear(600, 600)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 state = {"model": model, "optimizer": optimizer}
@@ -85,6 +87,35 @@ print("published", checkpoints.steps())
     launched.wait_for("interrupted", timeout_s=30)
     launched.wait_for(r"published \[0\]")
     launched.wait()
+
+
+def test_a_drain_that_a_signal_ended_is_gated_and_made_up_for_at_exit(launch: Launcher, tmp_path: Path) -> None:
+    body = """
+before = model.weight.detach().clone()
+torch.save(before, "expected.pt")
+hold()
+checkpoints.checkpoint(0, state)
+try:
+    with checkpoints:
+        print("closing", flush=True)
+except KeyboardInterrupt:
+    print("interrupted")
+wait = Checkpoint.wait_groups_copied
+def open_gate(checkpoint, groups):
+    _elastates.clear_fault()
+    wait(checkpoint, groups)
+Checkpoint.wait_groups_copied = open_gate
+step()
+assert not torch.equal(model.weight, before)
+_elastates.clear_fault()
+"""
+    launched = start(launch, tmp_path, body)
+    launched.wait_for("closing")
+    launched.signal(signal.SIGINT)
+    launched.wait_for("interrupted", timeout_s=30)
+    launched.wait()
+    stored = stored_tensors(tmp_path / "run" / "step-00000000")
+    assert torch.equal(stored["model.weight"], torch.load(tmp_path / "expected.pt"))
 
 
 def test_a_forked_child_waits_at_no_gate_and_leaves_by_any_door(launch: Launcher, tmp_path: Path) -> None:
