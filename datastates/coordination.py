@@ -170,6 +170,7 @@ def prove_one_directory(directory: Path, channel: Channel, timeout_s: float) -> 
         channel.forget("nonce")
     blind = [f"{rank} ({answer[1:].decode()})" for rank, answer in enumerate(answers) if answer[:1] != b"1"]
     if blind:
+        channel.leave(timeout_s)  # rank 0's store goes with what it raises: first everybody reads the answers
         raise NotOneDirectoryError(
             f"ranks {', '.join(blind)} do not see the {directory} that rank 0 sees; give all ranks one shared directory"
         )
