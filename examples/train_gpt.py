@@ -23,6 +23,7 @@ import json
 import math
 import os
 import signal
+import sys
 import sysconfig
 import time
 import zlib
@@ -409,6 +410,7 @@ def write_tensorboard(config: Config, start: int) -> MetricsHook:
     def on_metrics(step: int, metrics: Metrics) -> None:
         for name, value in metrics.items():
             board.add_scalar(name, value, step)
+        board.flush()  # the process leaves without the interpreter's farewell: see the end of this file
 
     return on_metrics
 
@@ -558,3 +560,7 @@ if __name__ == "__main__":
     settings = read_config()
     train(settings, join_job())
     dist.destroy_process_group()
+    # All is closed and on storage. torch's threads may still come back for the interpreter while it goes down, which
+    # aborts the process ("terminate called without an active exception"): do not go down.
+    sys.stdout.flush()
+    os._exit(0)
