@@ -48,8 +48,8 @@ class CheckpointerConfig:
     """Threads that copy host memory."""
     copy_nice: int = 0
     """Their nice value while nobody waits for them. On two busy cores a short burst at 0 disturbed training least
-    (best of three rounds: +8 % a step; +11 % at 10, +10 % at 19), within noise; jobs differ. Where a process may not take a nice value back, they are
-    scheduled as batch work instead."""
+    (best of three rounds: +8 % a step; +11 % at 10, +10 % at 19), within noise; jobs differ. Where a process may not
+    take a nice value back, they are scheduled as batch work instead."""
     read_threads: int = 4
     """Reads in flight while restoring."""
     write_backend: Backend = "auto"
