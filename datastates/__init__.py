@@ -26,6 +26,7 @@ from datastates.errors import (
 from datastates.futures import CheckpointFuture
 from datastates.handle import Checkpoint
 from datastates.providers import StateProvider, per_rank, register_provider, rng_state
+from datastates.reader import CheckpointReader, Damage, open_checkpoint
 from datastates.typed_json import pickled
 
 __all__ = [
@@ -33,11 +34,13 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "CheckpointFuture",
+    "CheckpointReader",
     "CheckpointSkipped",
     "CheckpointStats",
     "Checkpointer",
     "CheckpointerConfig",
     "CoordinationError",
+    "Damage",
     "DamagedCheckpointError",
     "DataStatesError",
     "DirectoryBusyError",
@@ -46,6 +49,7 @@ __all__ = [
     "RestoreError",
     "StateProvider",
     "StorageFullError",
+    "open_checkpoint",
     "per_rank",
     "pickled",
     "register_provider",

@@ -55,6 +55,11 @@ class CheckpointDirectory:
         found = (_STEP.fullmatch(entry.name) for entry in self.path.iterdir())
         return sorted(int(match[1]) for match in found if match)
 
+    @staticmethod
+    def is_step(path: Path) -> bool:
+        """Whether ``path`` is named like a published checkpoint."""
+        return path.is_dir() and _STEP.fullmatch(path.name) is not None
+
     def of_step(self, step: int) -> Path:
         return self.path / step_name(step)
 
@@ -155,8 +160,12 @@ def write_synced(path: Path, content: bytes) -> None:
         os.close(fd)
 
 
-def read_manifest(checkpoint: Path) -> manifest.Manifest:
+def read_manifest(checkpoint: Path, *, files: bool = True) -> manifest.Manifest:
     """The manifest of a published checkpoint, after checking all that can be checked without reading the data.
+
+    Args:
+        checkpoint: its directory.
+        files: also look at the files: their sizes, and the headers of data files.
 
     Raises:
         DamagedCheckpointError: the manifest, a file's size or a header is not what was written.
@@ -166,17 +175,42 @@ def read_manifest(checkpoint: Path) -> manifest.Manifest:
         found = manifest.load(path.read_bytes(), str(path))
         if (name := _STEP.fullmatch(checkpoint.name)) and int(name[1]) != found.step:
             raise DamagedCheckpointError(f"{path} is of step {found.step}: the directory was renamed")
-        for file in found.files:
-            _check_size(checkpoint / file.name, file.size_bytes)
-            with open(checkpoint / file.name, "rb") as stream:
-                header = stream.read(file.header_bytes)
-            if len(header) != file.header_bytes or _elastates.crc32c(header) != file.header_crc32c:
-                raise DamagedCheckpointError(f"{checkpoint / file.name}: the header's checksum does not match")
-        for objects in found.objects:
-            _check_size(checkpoint / objects.name, objects.size_bytes)
+        if files:
+            _check_files(checkpoint, found)
     except OSError as error:
         raise DamagedCheckpointError(f"{checkpoint}: {error.strerror}: {error.filename}") from error
     return found
+
+
+def _check_files(checkpoint: Path, found: manifest.Manifest) -> None:
+    sizes = [(file.name, file.size_bytes) for file in found.files]
+    for name, size_bytes in sizes + [(objects.name, objects.size_bytes) for objects in found.objects]:
+        if problem := size_problem(checkpoint / name, size_bytes):
+            raise DamagedCheckpointError(problem)
+    for file in found.files:
+        if problem := header_problem(checkpoint / file.name, file):
+            raise DamagedCheckpointError(problem)
+
+
+def size_problem(path: Path, size_bytes: int) -> str | None:
+    """Why there is no file of that size, if there is none."""
+    try:
+        actual = path.stat().st_size
+    except OSError as error:
+        return f"{path.parent}: {error.strerror}: {path}"
+    return None if actual == size_bytes else f"{path}: {actual} bytes, expected {size_bytes}: truncated or altered"
+
+
+def header_problem(path: Path, file: manifest.DataFile) -> str | None:
+    """What is wrong with the header of a data file, if anything is."""
+    try:
+        with open(path, "rb") as stream:
+            header = stream.read(file.header_bytes)
+    except OSError as error:
+        return f"{path.parent}: {error.strerror}: {path}"
+    if len(header) != file.header_bytes or _elastates.crc32c(header) != file.header_crc32c:
+        return f"{path}: the header's checksum does not match"
+    return None
 
 
 def read_objects(checkpoint: Path, objects: manifest.ObjectsFile) -> bytes:
@@ -193,9 +227,3 @@ def read_objects(checkpoint: Path, objects: manifest.ObjectsFile) -> bytes:
     if len(content) != objects.size_bytes or _elastates.crc32c(content) != objects.crc32c:
         raise DamagedCheckpointError(f"{path}: the checksum does not match")
     return content
-
-
-def _check_size(path: Path, size_bytes: int) -> None:
-    actual = path.stat().st_size
-    if actual != size_bytes:
-        raise DamagedCheckpointError(f"{path}: {actual} bytes, expected {size_bytes}: truncated or altered")

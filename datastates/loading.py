@@ -1,12 +1,13 @@
 """Loading: which bytes of a checkpoint go where, and the verified reading of them.
 
 A target is a live tensor, or a box of one. Stored boxes that meet it in one contiguous run are read straight into its
-memory; others go through a buffer of the stored box. Planning is pure; :func:`load` executes.
+memory; others go through a buffer. Planning is pure; :func:`load` executes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ import torch
 from datastates.bulk import without_gc
 from datastates.dtypes import dtype_of
 from datastates.errors import DamagedCheckpointError
-from datastates.manifest import Manifest, Shard, TensorInfo
+from datastates.manifest import DataFile, Manifest, Shard, TensorInfo
 from oneflow_sbp import Box
 
 import _elastates
@@ -44,10 +45,11 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Patch:
-    """After reading: copy ``part`` of a stored box, read into ``buffer``, to the same part of the target."""
+    """After reading: copy ``part`` of ``hull``, read into ``buffer``, to the same part of the target."""
 
     buffer: torch.Tensor
-    shard_box: Box
+    hull: Box
+    """The smallest box around ``part`` that is one run of bytes in the file."""
     part: Box
     target: Target
 
@@ -82,26 +84,23 @@ def plan_load(tensors: Mapping[str, TensorInfo], targets: Sequence[Target]) -> L
 
 def _plan_part(plan: LoadPlan, info: TensorInfo, shard: Shard, part: Box, target: Target, direct: bool) -> None:
     dtype = dtype_of(info.dtype)
-    source = part.flat_range_in(shard.box)
+    hull = part.hull_in(shard.box)
+    source = hull.flat_range_in(shard.box)
     goal = part.flat_range_in(target.box)
-    if direct and source is not None and goal is not None:
-        begin = shard.begin + source[0] * dtype.itemsize
-        end = shard.begin + source[1] * dtype.itemsize
+    assert source is not None, "a hull is one run"
+    begin, end = (shard.begin + element * dtype.itemsize for element in source)
+    if direct and hull == part and goal is not None:
         plan.runs.append(Run(shard.file, begin, end, target.tensor, goal[0] * dtype.itemsize))
         return
-    if source is not None:  # only the run that is needed
-        buffer = torch.empty(part.sizes, dtype=dtype)
-        begin = shard.begin + source[0] * dtype.itemsize
-        plan.runs.append(Run(shard.file, begin, begin + buffer.nbytes, buffer, 0))
-        plan.patches.append(Patch(buffer, part, part, target))
-        return
-    buffer = torch.empty(shard.box.sizes, dtype=dtype)
-    plan.runs.append(Run(shard.file, shard.begin, shard.end, buffer, 0))
-    plan.patches.append(Patch(buffer, shard.box, part, target))
+    buffer = torch.empty(hull.sizes, dtype=dtype)  # only the run that is needed, and what lies between its pieces
+    plan.runs.append(Run(shard.file, begin, end, buffer, 0))
+    plan.patches.append(Patch(buffer, hull, part, target))
 
 
-def load(checkpoint: Path, manifest: Manifest, plan: LoadPlan, *, threads: int, direct_io: bool) -> int:
-    """Read and verify what ``plan`` says; returns the bytes read.
+def load(
+    checkpoint: Path, manifest: Manifest, plan: LoadPlan, *, threads: int, direct_io: bool, verify: bool = True
+) -> int:
+    """Read and verify what ``plan`` says; returns the bytes read. Without ``verify`` the bytes are trusted.
 
     The targets' version counters advance, as after any write in place.
 
@@ -112,40 +111,93 @@ def load(checkpoint: Path, manifest: Manifest, plan: LoadPlan, *, threads: int, 
     by_file: dict[int, list[Run]] = {}
     for run in plan.runs:
         by_file.setdefault(run.file, []).append(run)
-    total = 0
-    for file, runs in sorted(by_file.items()):
-        total += _read_file(checkpoint, manifest, file, runs, threads, direct_io)
+    files = sorted(by_file)
+    at_once = max(1, min(threads, len(files)))
+
+    def read_file(file: int) -> int:
+        return _read_file(checkpoint, manifest, file, by_file[file], -(-threads // at_once), direct_io, verify)
+
+    with ThreadPoolExecutor(at_once, thread_name_prefix="ds-load") as pool:
+        total = sum(pool.map(read_file, files))
     with torch.no_grad():
         for patch in plan.patches:
-            piece = patch.buffer[patch.part.relative_to(patch.shard_box)]
+            piece = patch.buffer[patch.part.relative_to(patch.hull)]
             patch.target.tensor[patch.part.relative_to(patch.target.box)].copy_(piece)
     torch.autograd.graph.increment_version([run.tensor for run in plan.runs if not run.tensor.is_inference()])
     return total
 
 
-def _read_file(checkpoint: Path, manifest: Manifest, file: int, runs: list[Run], threads: int, direct_io: bool) -> int:
-    info = manifest.files[file]
+def _read_file(
+    checkpoint: Path, manifest: Manifest, file: int, runs: list[Run], threads: int, direct_io: bool, verify: bool
+) -> int:
     total = 0
     for layer in _without_overlap(runs):
-        try:
-            damaged, num_bytes = _elastates.read_verified(
-                path=str(checkpoint / info.name),
-                file_size=info.size_bytes,
-                first_begin=info.header_bytes,
-                extent_ends=info.extent_ends,
-                extent_crc32c=info.extent_crc32c,
-                begins=np.array([run.begin for run in layer], dtype=np.uint64),
-                ends=np.array([run.end for run in layer], dtype=np.uint64),
-                addresses=np.array([run.tensor.data_ptr() + run.offset for run in layer], dtype=np.uint64),
-                threads=threads,
-                allow_direct=direct_io,
-            )
-        except _elastates.StatusError as error:
-            raise DamagedCheckpointError(f"{checkpoint / info.name}: {error.args[1]}") from error
+        damaged, num_bytes = read_runs(
+            checkpoint, manifest, file, layer, threads=threads, direct_io=direct_io, verify=verify
+        )
         if damaged:
             raise DamagedCheckpointError(describe_damage(checkpoint, manifest, file, damaged))
         total += num_bytes
     return total
+
+
+def read_runs(
+    checkpoint: Path,
+    manifest: Manifest,
+    file: int,
+    runs: Sequence[Run],
+    *,
+    threads: int,
+    direct_io: bool,
+    verify: bool = True,
+) -> tuple[list[int], int]:
+    """Read ``runs``, which are sorted and do not overlap, of one data file.
+
+    Returns:
+        The damaged ones among the extents that the runs touch, and the bytes read. Without ``verify`` only the pages
+        that hold wanted bytes are read, and trusted.
+
+    Raises:
+        DamagedCheckpointError: the file is missing, cannot be read, or is not as long as it was written.
+    """
+    info = manifest.files[file]
+    try:
+        return _elastates.read_verified(
+            path=str(checkpoint / info.name),
+            file_size=info.size_bytes,
+            first_begin=info.header_bytes,
+            extent_ends=info.extent_ends,
+            extent_crc32c=info.extent_crc32c,
+            begins=np.array([run.begin for run in runs], dtype=np.uint64),
+            ends=np.array([run.end for run in runs], dtype=np.uint64),
+            addresses=np.array([run.tensor.data_ptr() + run.offset for run in runs], dtype=np.uint64),
+            threads=threads,
+            allow_direct=direct_io,
+            verify=verify,
+        )
+    except _elastates.StatusError as error:
+        raise DamagedCheckpointError(f"{checkpoint / info.name}: {error.args[1]}") from error
+
+
+def damaged_extents(
+    checkpoint: Path, manifest: Manifest, file: int, extents: Sequence[int], *, threads: int, direct_io: bool
+) -> list[int]:
+    """Which of the given extents of a data file, ascending, are not what was written; keeps nothing of what it reads.
+
+    One byte is asked of every extent: verifying it reads the whole extent.
+
+    Raises:
+        DamagedCheckpointError: the file is missing, cannot be read, or is not as long as it was written.
+    """
+    bounds = extent_bounds(manifest.files[file])
+    bytes_read = torch.empty(len(extents), dtype=torch.uint8)
+    runs = [Run(file, bounds[e], bounds[e] + 1, bytes_read, i) for i, e in enumerate(extents)]
+    return read_runs(checkpoint, manifest, file, runs, threads=threads, direct_io=direct_io)[0]
+
+
+def extent_bounds(file: DataFile) -> list[int]:
+    """Extent ``i`` of the file is bytes ``[bounds[i], bounds[i + 1])``."""
+    return [file.header_bytes, *file.extent_ends.tolist()]
 
 
 def _without_overlap(runs: list[Run]) -> list[list[Run]]:
@@ -163,14 +215,18 @@ def _without_overlap(runs: list[Run]) -> list[list[Run]]:
 
 def describe_damage(checkpoint: Path, manifest: Manifest, file: int, damaged: Sequence[int]) -> str:
     """A message that names the damaged ranges of a file and the tensors in them."""
-    info = manifest.files[file]
-    bounds = [info.header_bytes, *info.extent_ends.tolist()]
+    bounds = extent_bounds(manifest.files[file])
     ranges = [(bounds[i], bounds[i + 1]) for i in damaged]
-    names = sorted(
+    names = tensors_in(manifest, file, ranges)
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    where = ", ".join(f"[{begin}, {end})" for begin, end in ranges[:8])
+    return f"{checkpoint / manifest.files[file].name}: checksum mismatch in bytes {where}, which hold {shown}"
+
+
+def tensors_in(manifest: Manifest, file: int, ranges: Sequence[tuple[int, int]]) -> list[str]:
+    """Names of the tensors that have bytes in some of the ranges of a data file, sorted."""
+    return sorted(
         name
         for name, tensor in manifest.tensors.items()
         if any(s.file == file and s.begin < end and begin < s.end for s in tensor.shards for begin, end in ranges)
     )
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    where = ", ".join(f"[{begin}, {end})" for begin, end in ranges[:8])
-    return f"{checkpoint / info.name}: checksum mismatch in bytes {where}, which hold {shown}"

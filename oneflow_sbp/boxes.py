@@ -65,6 +65,11 @@ class Box(NamedTuple):
             stride *= outer.sizes[dim]
         return begin, begin + self.numel
 
+    def hull_in(self, outer: Box) -> Box:
+        """The smallest box around this one that is one run in the row-major order of ``outer``."""
+        dim = next((dim for dim, size in enumerate(self.sizes) if size != 1), len(self.sizes)) + 1
+        return Box(self.offsets[:dim] + outer.offsets[dim:], self.sizes[:dim] + outer.sizes[dim:])
+
     def rows(self, begin: int, end: int) -> Box:
         """The part whose index along dim 0, counted within this box, is in ``[begin, end)``."""
         return Box((self.offsets[0] + begin, *self.offsets[1:]), (end - begin, *self.sizes[1:]))

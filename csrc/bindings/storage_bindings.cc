@@ -37,12 +37,14 @@ std::vector<Scatter> MakeScatters(const Array<uint64_t>& begins, const Array<uin
 py::tuple ReadVerifiedForPython(const std::string& path, uint64_t file_size, uint64_t first_begin,
                                 const Array<uint64_t>& extent_ends, const Array<uint32_t>& extent_crcs,
                                 const Array<uint64_t>& begins, const Array<uint64_t>& ends,
-                                const Array<uint64_t>& addresses, int threads, bool allow_direct) {
+                                const Array<uint64_t>& addresses, int threads, bool allow_direct,
+                                bool verify) {
   const auto extents = MakeExtents(first_begin, extent_ends, extent_crcs);
   const auto scatters = MakeScatters(begins, ends, addresses);
   ReadOptions options;
   options.num_threads = threads;
   options.allow_direct = allow_direct;
+  options.verify = verify;
   Result<ReadReport> report = Status(StatusCode::kInternal, "not read");
   {
     py::gil_scoped_release release;
@@ -64,7 +66,7 @@ void BindStorage(py::module_& m) {
   m.def("crc32c", &Crc32cOfBuffer, py::arg("data"), "CRC32C of a contiguous buffer.");
   m.def("read_verified", &ReadVerifiedForPython, py::kw_only(), py::arg("path"), py::arg("file_size"),
         py::arg("first_begin"), py::arg("extent_ends"), py::arg("extent_crc32c"), py::arg("begins"),
-        py::arg("ends"), py::arg("addresses"), py::arg("threads"), py::arg("allow_direct"),
+        py::arg("ends"), py::arg("addresses"), py::arg("threads"), py::arg("allow_direct"), py::arg("verify") = true,
         "Read byte ranges [begins, ends) of a file to memory addresses, verifying every extent they touch.\n"
         "Returns (indices of damaged extents, bytes read).");
   m.def(

@@ -1,5 +1,6 @@
 """Boxes against NumPy: an array whose values are its own flat indices says what every box means."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +67,25 @@ def test_flat_range_is_found_exactly_where_the_box_is_one_run(data: st.DataObjec
     assert (run is not None) == one_run
     if run is not None:
         assert np.array_equal(np.arange(*run), order)
+
+
+@given(st.data(), shapes)
+def test_the_hull_is_the_smallest_box_around_that_is_one_run(data: st.DataObject, shape: tuple[int, ...]) -> None:
+    outer, other = data.draw(boxes_in(shape)), data.draw(boxes_in(shape))
+    inner = outer.intersect(other)
+    if inner is None:
+        return
+    hull = inner.hull_in(outer)
+    run = hull.flat_range_in(outer)
+    assert run is not None
+    assert hull.intersect(inner) == inner
+    assert (hull == inner) == (inner.flat_range_in(outer) is not None)
+    flat = indices(
+        outer.sizes, Box(tuple(a - b for a, b in zip(inner.offsets, outer.offsets, strict=True)), inner.sizes)
+    )
+    row = math.prod(hull.sizes[next((d for d, n in enumerate(inner.sizes) if n != 1), len(shape)) + 1 :])
+    assert flat.min() - run[0] < row
+    assert run[1] - flat.max() <= row
 
 
 @given(st.data(), shapes.filter(bool))
