@@ -23,7 +23,7 @@ import torch
 
 from datastates.bulk import without_gc
 from datastates.plan import Held
-from datastates.providers import COPIED, Context, Section, SectionBuilder, provider_for
+from datastates.providers import COPIED, Context, Section, SectionBuilder, TreeProvider, provider_for
 from datastates.typed_json import PLAIN_TYPES
 from oneflow_sbp import Box
 
@@ -120,7 +120,7 @@ def leaves(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
         if not isinstance(key, str) or not key:
             raise TypeError(f"state keys must be non-empty strings, got {key!r}")
         name = f"{prefix}{key}"
-        if isinstance(value, dict) and _holds_objects(value):
+        if _is_branch(value) and _holds_objects(value):
             yield from leaves(value, f"{name}.")
         else:
             yield name, value, state, key
@@ -129,9 +129,15 @@ def leaves(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 _PLAIN = (torch.Tensor, *PLAIN_TYPES)
 
 
+def _is_branch(value: object) -> bool:
+    """Whether it is a dict that nobody has said is more than that: a subclass may have a provider of its own."""
+    return type(value) is dict or (isinstance(value, dict) and type(provider_for(value, "")) is TreeProvider)
+
+
 def _holds_objects(value: object) -> bool:
-    if not isinstance(value, dict):
+    if not _is_branch(value):
         return not isinstance(value, _PLAIN)
+    assert isinstance(value, dict)
     if set(map(type, value.values())) <= set(_PLAIN):  # the quick way through a dict of ten thousand tensors
         return False
     return any(map(_holds_objects, value.values()))

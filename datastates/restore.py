@@ -73,7 +73,7 @@ def _load_step(
     path = directory.of_step(step)
 
     def open_step() -> SavedCheckpoint:
-        return SavedCheckpoint(path, read_manifest(path), vote.rank, allow_pickle, only)
+        return SavedCheckpoint(path, read_manifest(path), vote.rank, allow_pickle, only, strict)
 
     saved = vote.all_agree(open_step)
 
@@ -108,9 +108,10 @@ def _apply_on_all(vote: Vote, saved: SavedCheckpoint, state: Mapping[str, Any], 
 def _apply_python(saved: SavedCheckpoint, state: Mapping[str, Any], only: Sequence[str] | None) -> None:
     """Take Python values back; immutable ones are put into their container."""
     context = make_context(state, saved.saved_rank)
-    for name, value, container, key in list(leaves(state)):
+    found = [(provider_for(value, name), name, value, into, key) for name, value, into, key in leaves(state)]
+    for provider, name, value, container, key in sorted(found, key=lambda leaf: leaf[0].applies_last):
         if selected_section(name, only):
-            now = provider_for(value, name).apply(value, name, context, saved)
+            now = provider.apply(value, name, context, saved)
             if now is not value:
                 container[key] = now
 

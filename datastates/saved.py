@@ -33,7 +33,9 @@ class SavedCheckpoint:
         rank: int,
         allow_pickle: bool = False,
         only: Sequence[str] | None = None,
+        strict: bool = True,
     ) -> None:
+        self.strict = strict
         self.path = path
         self.manifest = manifest
         self.saved_rank = rank % manifest.num_ranks
@@ -63,6 +65,9 @@ class SavedCheckpoint:
         mine = per_rank_name(self.saved_rank, "")
         plain = dict.fromkeys(name.removeprefix(mine) for name in (*self.manifest.tensors, *self.manifest.aliases))
         return [name for name in plain if name.startswith(prefix) and selected(name, self._only)]
+
+    def wants(self, name: str) -> bool:
+        return selected(name, self._only)
 
     def dtype_and_shape(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
         info = self.manifest.tensors[self.stored_name(name)]

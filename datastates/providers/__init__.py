@@ -16,7 +16,8 @@ from datastates.providers.optimizer import OptimizerProvider
 from datastates.providers.per_rank import PerRank, PerRankProvider, per_rank
 from datastates.providers.rng import RngProvider, RngState, rng_state
 from datastates.providers.stateful import StatefulProvider
-from datastates.providers.tree import TensorProvider, TreeProvider
+from datastates.providers.tensor import TensorProvider
+from datastates.providers.tree import TreeProvider
 
 __all__ = [
     "COPIED",
@@ -27,6 +28,7 @@ __all__ = [
     "Section",
     "SectionBuilder",
     "StateProvider",
+    "TreeProvider",
     "Undo",
     "per_rank",
     "provider_for",

@@ -142,11 +142,22 @@ class Saved(Protocol):
     def decode(self, value: Json) -> Any:
         """Decode, with tensors resolved to loaded ones."""
 
+    def wants(self, name: str) -> bool:
+        """Whether what is called ``name`` is to be restored at all; ``only=`` may leave it out."""
+
+    @property
+    def strict(self) -> bool:
+        """Whether the state is to become what was saved, and not just to take what both have."""
+
 
 class StateProvider(abc.ABC):
     """Knows one kind of state. Stateless; one instance serves all values of its types."""
 
     handles: ClassVar[tuple[type, ...]] = ()
+    exact: ClassVar[bool] = False
+    """Whether a subclass of what it handles that says for itself how it is saved goes to another provider."""
+    applies_last: ClassVar[bool] = False
+    """Whether ``apply`` must come after all others, whatever the order of the state."""
 
     @abc.abstractmethod
     def collect(self, value: Any, out: SectionBuilder) -> None:
@@ -173,11 +184,16 @@ class StateProvider(abc.ABC):
 
 
 _registry: list[StateProvider] = []
+_by_type: dict[type, StateProvider] = {}
 
 
 def register_provider(provider: StateProvider) -> None:
-    """Make ``provider`` serve the types it ``handles``; later registrations go first."""
+    """Make ``provider`` serve the types it ``handles``, and their subclasses.
+
+    The most specific type wins, whatever the order of registration; for one type, the last one registered.
+    """
     _registry.insert(0, provider)
+    _by_type.update(dict.fromkeys(provider.handles, provider))
 
 
 def provider_for(value: object, name: str) -> StateProvider:
@@ -186,16 +202,26 @@ def provider_for(value: object, name: str) -> StateProvider:
     Raises:
         TypeError: none is registered; the message says how to do that.
     """
-    for provider in _registry:
-        if isinstance(value, provider.handles):
-            return provider
+    by_type = _provider_by_type(value)
+    if by_type is not None and not (by_type.exact and type(value) not in by_type.handles):
+        return by_type
     for provider in _registry:
         if provider_accepts(provider, value):
             return provider
+    if by_type is not None:
+        return by_type
     raise TypeError(
         f"state[{name!r}] is a {type(value).__module__}.{type(value).__qualname__}, which no state provider handles; "
         "give it state_dict() and load_state_dict(), or register a provider with datastates.register_provider(...)"
     )
+
+
+def _provider_by_type(value: object) -> StateProvider | None:
+    """That of the nearest base class; after all of those, of abstract classes that only ``isinstance`` knows about."""
+    for base in type(value).__mro__:
+        if base in _by_type:
+            return _by_type[base]
+    return next((provider for provider in _registry if isinstance(value, provider.handles)), None)
 
 
 def provider_accepts(provider: StateProvider, value: object) -> bool:

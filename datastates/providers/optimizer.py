@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,11 @@ from datastates.typed_json import encode
 
 
 class OptimizerProvider(StateProvider):
-    """``{name}.state.{parameter}.{key}``, as ``get_optimizer_state_dict`` names them, without its first step."""
+    """``{name}.state.{parameter}.{key}``, as ``get_optimizer_state_dict`` names them, without its first step.
+
+    Python values: ``param_groups``; ``state``, the values that are not tensors; ``keys``, the keys that are not
+    strings; ``shared``, the state that belongs to no parameter.
+    """
 
     handles = (torch.optim.Optimizer,)
 
@@ -22,45 +26,60 @@ class OptimizerProvider(StateProvider):
         group = out.context.optimizers.index(value) if value in out.context.optimizers else -1
         names = _parameter_names(value, out.context)
         plain: list[tuple[str, dict[Any, Any], Any]] = []  # values that are not tensors: encoded anew every time
+        written: dict[str, Any] = {}
         for parameter, fqn in names:
             items = value.state.get(parameter, {})
             for key, item in items.items():
-                if isinstance(item, torch.Tensor):
+                if type(key) is not type(written.setdefault(str(key), key)):
+                    raise ValueError(
+                        f"{name}.state.{fqn} has the key {key!r} and others {written[str(key)]!r}; rename one"
+                    )
+                if isinstance(item, torch.Tensor) and not item.is_quantized:
                     out.tensor(f"{name}.state.{fqn}.{key}", item, group)
                 else:
                     plain.append((fqn, items, key))
         fqns = [[fqn for _, fqn in part] for part in _split(names, value)]
+        odd_keys = {text: encode(key, f"{name}.state") for text, key in written.items() if type(key) is not str}
 
         def python() -> Any:
             state: dict[str, Any] = {}
             for fqn, items, key in plain:
                 state.setdefault(fqn, {})[str(key)] = encode(items[key], f"{name}.state.{fqn}.{key}")
-            return {"param_groups": _encode_groups(value, fqns, name), "state": state}
+            encoded: dict[str, Any] = {"param_groups": _encode_groups(value, fqns, name), "state": state}
+            if odd_keys:
+                encoded["keys"] = odd_keys
+            if shared := _shared_state(value):
+                encoded["shared"] = encode(shared, f"{name}.state")
+            return encoded
 
         out.section.python = python
         out.section.guard = _guard(value)
 
     def prepare(self, value: torch.optim.Optimizer, name: str, context: Context, saved: Saved) -> Undo:
-        """Create the state tensors that the first ``step()`` would create."""
+        """Create the state tensors that the first ``step()`` would create; forget those of later first steps."""
         _check_groups(value, name, saved)
-        created: list[tuple[torch.Tensor, str]] = []
+        created: list[tuple[torch.Tensor, Any]] = []
         parameters = {fqn: parameter for parameter, fqn in _parameter_names(value, context)}
         options = {id(p): group for group in value.param_groups for p in group["params"]}
+        keys = _odd_keys(name, saved)
         prefix = f"{name}.state."
         for stored in saved.names(prefix):
-            fqn, _, key = stored.removeprefix(prefix).rpartition(".")
+            fqn, _, text = stored.removeprefix(prefix).rpartition(".")
+            key = keys.get(text, text)
             parameter = parameters.get(fqn)
             if parameter is None or key in value.state.get(parameter, {}):
                 continue
             dtype, shape = saved.dtype_and_shape(stored)
             value.state[parameter][key] = _new_state(parameter, options[id(parameter)], key, dtype, shape)
             created.append((parameter, key))
+        forgotten = _forget_later_state(value, name, parameters, saved)
 
         def undo() -> None:
             for parameter, key in created:
                 del value.state[parameter][key]
                 if not value.state[parameter]:  # or the optimizer would think that it has been initialised
                     del value.state[parameter]
+            value.state.update(forgotten)
 
         return undo
 
@@ -69,15 +88,46 @@ class OptimizerProvider(StateProvider):
         if python is None:
             return value
         parameters = {fqn: parameter for parameter, fqn in _parameter_names(value, context)}
+        keys = _odd_keys(name, saved)
         for fqn, items in python["state"].items():
             if fqn in parameters:  # with strict=False the live optimizer may have fewer
-                for key, item in items.items():
-                    value.state[parameters[fqn]][key] = saved.decode(item)
+                for text, item in items.items():
+                    value.state[parameters[fqn]][keys.get(text, text)] = saved.decode(item)
+        if "shared" in python:
+            value.state.update(saved.decode(python["shared"]))
         for group, stored in zip(value.param_groups, python["param_groups"], strict=True):
             for key, item in stored.items():
                 if key != "params":
                     _set_option(group, key, saved.decode(item))
         return value
+
+
+def _shared_state(optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
+    """What some optimizers keep beside the state of their parameters, under keys of their own."""
+    return {key: item for key, item in optimizer.state.items() if not isinstance(key, torch.Tensor)}
+
+
+def _odd_keys(name: str, saved: Saved) -> dict[str, Any]:
+    """Text of a key in the names -> that key, where it is no string."""
+    stored = (saved.python(name) or {}).get("keys", {})
+    return {text: saved.decode(key) for text, key in stored.items()}
+
+
+def _forget_later_state(
+    optimizer: torch.optim.Optimizer, name: str, parameters: Mapping[str, torch.Tensor], saved: Saved
+) -> dict[torch.Tensor, Any]:
+    """Take away the state of parameters that had none when the checkpoint was taken: their first step comes again."""
+    python = saved.python(name)
+    if python is None or not saved.strict:
+        return {}
+    prefix = f"{name}.state."
+    stored = {found.removeprefix(prefix).rpartition(".")[0] for found in saved.names(prefix)} | set(python["state"])
+    later = [
+        parameter
+        for fqn, parameter in parameters.items()
+        if fqn not in stored and all(saved.wants(f"{prefix}{fqn}.{key}") for key in optimizer.state.get(parameter, {}))
+    ]
+    return {parameter: optimizer.state.pop(parameter) for parameter in later if parameter in optimizer.state}
 
 
 def _check_groups(optimizer: torch.optim.Optimizer, name: str, saved: Saved) -> None:
@@ -137,12 +187,12 @@ def _encode_groups(optimizer: torch.optim.Optimizer, fqns: list[list[str]], name
 
 
 def _new_state(
-    parameter: torch.Tensor, group: dict[str, Any], key: str, dtype: torch.dtype, shape: tuple[int, ...]
+    parameter: torch.Tensor, group: dict[str, Any], key: object, dtype: torch.dtype, shape: tuple[int, ...]
 ) -> torch.Tensor:
-    """A tensor laid out like the parameter if it has its shape; else on the host, as ``step`` is by default."""
+    """A tensor laid out like the parameter if it has its shape; where ``Optimizer.load_state_dict`` would put it."""
     if tuple(parameter.shape) == shape and key != "step":
         return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-    on_device = group.get("capturable") or group.get("fused")
+    on_device = key != "step" or group.get("capturable") or group.get("fused")
     return torch.zeros(shape, dtype=dtype, device=parameter.device if on_device else "cpu")
 
 

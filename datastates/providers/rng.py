@@ -25,6 +25,7 @@ class RngProvider(StateProvider):
     """Stored inline with the Python state, which is every rank's own."""
 
     handles = (RngState,)
+    applies_last = True  # a data loader, say, may draw from these generators while it takes its own state back
 
     def collect(self, value: RngState, out: SectionBuilder) -> None:
         name = out.section.name

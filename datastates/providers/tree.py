@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from datastates.providers.base import Context, Saved, SectionBuilder, StateProvider
 from datastates.typed_json import PLAIN_TYPES, Pickled, encode
 
@@ -14,6 +12,7 @@ class TreeProvider(StateProvider):
     """Dicts, lists and scalars; tensors inside are stored as tensors and restored in place."""
 
     handles = (dict, Pickled, *PLAIN_TYPES)
+    exact = True  # a list with state_dict() and load_state_dict() is more than a list
 
     def collect(self, value: Any, out: SectionBuilder) -> None:
         encoded = encode(value, out.section.name, out.tensor)
@@ -23,19 +22,6 @@ class TreeProvider(StateProvider):
     def apply(self, value: Any, name: str, context: Context, saved: Saved) -> Any:
         stored = saved.python(name)
         return value if stored is None else replace_content(value, saved.decode(stored))
-
-
-class TensorProvider(StateProvider):
-    """A tensor by itself: ``state["ema"] = tensor``."""
-
-    handles = (torch.Tensor,)
-
-    def collect(self, value: torch.Tensor, out: SectionBuilder) -> None:
-        out.tensor(out.section.name, value, out.context.group_of(value))
-        out.section.guard = lambda: True
-
-    def apply(self, value: torch.Tensor, name: str, context: Context, saved: Saved) -> torch.Tensor:
-        return value
 
 
 def replace_content(value: Any, stored: Any) -> Any:

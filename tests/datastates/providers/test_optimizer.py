@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import ProviderConformance
+from conformance import ProviderConformance, assert_same
 from training import small_model, train_step
 
 import datastates
@@ -97,6 +97,85 @@ class TestNestedState(OptimizerConformance):
         return NestedOptimizer(model.parameters())
 
 
+class OddKeys(torch.optim.Optimizer):
+    """Keeps tensors and values under keys that are no strings, and some under no parameter."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.state["all"].setdefault("norms", []).append(0.0)
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            for dim in range(parameter.ndim):
+                state[dim] = state.get(dim, torch.zeros(parameter.shape[dim])).add_(parameter.grad.abs().mean())
+            state[(1, "count")] = state.get((1, "count"), 0) + 1
+            self.state["all"]["norms"][-1] += float(parameter.grad.norm())
+            parameter -= 0.1 * parameter.grad
+
+
+class TestOddKeys(OptimizerConformance):
+    def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        return OddKeys(model.parameters())
+
+    def content(self, state: dict[str, Any]) -> Any:
+        optimizer = state["optimizer"]
+        return [[optimizer.state.get(p, {}) for p in state["model"].parameters()], optimizer.state["all"]]
+
+
+def test_two_keys_with_one_name_are_refused(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = OddKeys([weight])
+    optimizer.state[weight] = {0: 1, "0": 2}
+    with (
+        datastates.Checkpointer(tmp_path) as checkpoints,
+        pytest.raises(ValueError, match=r"optimizer\.state\.group0\.param0 has the key '0' and others 0; rename one"),
+    ):
+        checkpoints.checkpoint(0, {"optimizer": optimizer})
+
+
+def adafactor(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adafactor(parameters, lr=0.1)
+
+
+def muon(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Muon([p for p in parameters if p.ndim == 2], lr=0.1)
+
+
+class EveryOptimizer(OptimizerConformance):
+    """One of torch's; the subclasses differ in nothing else."""
+
+    kind: Any
+
+    def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        return self.kind(model.parameters())
+
+
+for _kind in ("Adadelta", "Adagrad", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"):
+    globals()[f"Test{_kind}"] = type(f"Test{_kind}", (EveryOptimizer,), {"kind": getattr(torch.optim, _kind)})
+TestAdafactor = type("TestAdafactor", (EveryOptimizer,), {"kind": staticmethod(adafactor)})
+TestMuon = type("TestMuon", (EveryOptimizer,), {"kind": staticmethod(muon)})
+
+
+class TestLbfgs(OptimizerConformance):
+    restores_in_place = False  # its history is a list of tensors, stored with the Python values
+
+    def optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3, history_size=2)
+
+    def change(self, state: dict[str, Any]) -> None:
+        model, optimizer = state["model"].eval(), state["optimizer"]
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = model(torch.ones(4, 6)).square().mean()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+
 class TestTwoOptimizersOfOneModel(ProviderConformance):
     def make(self, seed: int) -> dict[str, Any]:
         model = small_model(seed)
@@ -176,3 +255,71 @@ def test_a_refused_restore_leaves_no_state_behind(tmp_path: Path) -> None:
     ):
         checkpoints.restore({"model": fresh, "optimizer": fresh_optimizer})
     assert not fresh_optimizer.state
+
+
+def checkpoint_before_the_first_step(directory: Path) -> None:
+    model = small_model(1)
+    with datastates.Checkpointer(directory) as checkpoints:
+        checkpoints.checkpoint(0, {"model": model, "optimizer": torch.optim.AdamW(model.parameters())})
+
+
+def stepped(seed: int) -> dict[str, Any]:
+    model = small_model(seed)
+    optimizer = torch.optim.AdamW(model.parameters())
+    train_step(model, optimizer)
+    return {"model": model, "optimizer": optimizer}
+
+
+def test_a_live_optimizer_goes_back_to_before_its_first_step(tmp_path: Path) -> None:
+    checkpoint_before_the_first_step(tmp_path)
+    state = stepped(2)
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        assert checkpoints.restore(state) == 1
+        assert not state["optimizer"].state
+        train_step(state["model"], state["optimizer"])
+        checkpoints.checkpoint(1, state).durable.result(60)
+    expected = stepped(1)
+    for parameter, other in zip(state["model"].parameters(), expected["model"].parameters(), strict=True):
+        assert_same(state["optimizer"].state[parameter], expected["optimizer"].state[other])
+
+
+def test_going_back_to_before_the_first_step_forgets_nothing_that_is_not_asked_for(tmp_path: Path) -> None:
+    checkpoint_before_the_first_step(tmp_path)
+    for options in ({"only": "model.*"}, {"strict": False}, {"only": "optimizer.state.0.*", "strict": False}):
+        state = stepped(2)
+        expected = copy.deepcopy(list(state["optimizer"].state.values()))
+        with datastates.Checkpointer(tmp_path) as checkpoints:
+            checkpoints.restore(state, **options)
+        assert_same(list(state["optimizer"].state.values()), expected)
+
+
+def test_a_damaged_checkpoint_of_before_the_first_step_gives_the_state_back(tmp_path: Path) -> None:
+    """Going on to an older one, which has it, finds the very tensors."""
+    state = stepped(1)
+    expected = [dict(items) for items in copy.deepcopy(list(state["optimizer"].state.values()))]
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.checkpoint(0, state).durable.result(60)
+        fresh = small_model(1)
+        later = checkpoints.checkpoint(1, {"model": fresh, "optimizer": torch.optim.AdamW(fresh.parameters())})
+        file = later.durable.result(60) / "rank-00000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    live = stepped(2)
+    before = [item.data_ptr() for items in live["optimizer"].state.values() for item in items.values()]
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        assert checkpoints.restore(live) == 1
+    assert [i.data_ptr() for items in live["optimizer"].state.values() for i in items.values()] == before
+    assert_same([dict(items) for items in live["optimizer"].state.values()], expected)
+
+
+def test_a_refused_restore_to_before_the_first_step_leaves_the_state(tmp_path: Path) -> None:
+    checkpoint_before_the_first_step(tmp_path)
+    state = {**stepped(2), "extra": torch.ones(2)}
+    expected = copy.deepcopy(list(state["optimizer"].state.values()))
+    with (
+        datastates.Checkpointer(tmp_path) as checkpoints,
+        pytest.raises(ValueError, match="not in the checkpoint: extra"),
+    ):
+        checkpoints.restore(state)
+    assert_same(list(state["optimizer"].state.values()), expected)

@@ -1,12 +1,13 @@
 """The global random number generators."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conformance import ProviderConformance
+from conformance import ProviderConformance, assert_same
 
 import datastates
 
@@ -44,3 +45,28 @@ class TestRng(ProviderConformance):
 
     def test_a_description_is_the_same_for_equal_objects(self) -> None:
         assert self.describe(self.make(1)) == self.describe(self.make(2)) == [("rng", [], {})]
+
+
+class Drawing:
+    """Draws from the global generators while it takes its state back, as data loaders that start workers do."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        random.random()
+        np.random.random()
+        torch.randn(3)
+
+
+@pytest.mark.parametrize("order", [("rng", "loader"), ("loader", "rng")])
+def test_generators_are_restored_after_everything_that_may_draw_from_them(
+    tmp_path: Path, order: tuple[str, str]
+) -> None:
+    parts = {"rng": datastates.rng_state(), "loader": Drawing()}
+    state = {key: parts[key] for key in order}
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.checkpoint(0, state)
+        expected = [random.random(), np.random.random(), torch.randn(2)]
+        checkpoints.restore(state)
+    assert_same([random.random(), np.random.random(), torch.randn(2)], expected)
