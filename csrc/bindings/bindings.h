@@ -32,6 +32,7 @@ void BindStatusError(py::module_& m);
 void BindTensorRefs(py::module_& m);
 void BindEngine(py::module_& m);
 void BindStorage(py::module_& m);
+void BindFiles(py::module_& m);
 void BindActorBench(py::module_& m);
 
 }  // namespace elastates

@@ -37,5 +37,6 @@ PYBIND11_MODULE(_elastates, m) {
   elastates::BindTensorRefs(m);
   elastates::BindEngine(m);
   elastates::BindStorage(m);
+  elastates::BindFiles(m);
   elastates::BindActorBench(m);
 }

@@ -1,8 +1,6 @@
-// Checksums, verified reads and directory operations for Python.
+// Checksums and verified reads for Python.
 #include "base/crc32c.h"
 #include "bindings/bindings.h"
-#include "storage/fault.h"
-#include "storage/syscalls.h"
 #include "storage/verified_read.h"
 
 namespace elastates {
@@ -69,45 +67,6 @@ void BindStorage(py::module_& m) {
         py::arg("ends"), py::arg("addresses"), py::arg("threads"), py::arg("allow_direct"), py::arg("verify") = true,
         "Read byte ranges [begins, ends) of a file to memory addresses, verifying every extent they touch.\n"
         "Returns (indices of damaged extents, bytes read).");
-  m.def(
-      "sync_directory",
-      [](const std::string& path) {
-        Status status;
-        {
-          py::gil_scoped_release release;
-          status = SyncDirectory(path);
-        }
-        RaiseIfFailed(status);
-      },
-      py::arg("path"));
-  m.def(
-      "rename_no_replace",
-      [](const std::string& from, const std::string& to) {
-        Status status;
-        {
-          py::gil_scoped_release release;
-          status = RenameNoReplace(from, to);
-        }
-        RaiseIfFailed(status);
-      },
-      py::arg("source"), py::arg("destination"));
-  m.def(
-      "set_fault",
-      [](std::string op, int nth, int times, int error, size_t short_by, bool hold) {
-        Fault fault;
-        fault.op = std::move(op);
-        fault.nth = nth;
-        fault.times = times;
-        fault.error = error;
-        fault.short_by = short_by;
-        fault.hold = hold;
-        SetFault(std::move(fault));
-      },
-      py::arg("op"), py::arg("nth") = 1, py::arg("times") = 1, py::arg("error") = 0, py::arg("short_by") = 0,
-      py::arg("hold") = false,
-      "For tests: make native file operations fail, do less than asked, or wait until clear_fault().");
-  m.def("clear_fault", &ClearFault);
-  m.def("num_faults_struck", &NumFaultsStruck);
 }
 
 }  // namespace elastates

@@ -12,10 +12,13 @@
 namespace elastates {
 
 struct Fault {
-  std::string op;  // "open", "direct", "read", "write", "fallocate", "ftruncate", "fsync", "close", "rename"
-  int nth = 1;     // strikes at the nth such call from now, counted from 1 ...
-  int times = 1;   // ... and at the next ones, so many in all
-  int error = 0;   // errno to fail with; 0: none
+  // "open", "direct", "read", "write", "fallocate", "ftruncate", "fsync", "close", "rename", "link",
+  // "unlink", "mkdir", "rmdir"; small files are written beside the data files and are counted apart:
+  // "small_open", "small_write", "small_fsync"
+  std::string op;
+  int nth = 1;    // strikes at the nth such call from now, counted from 1 ...
+  int times = 1;  // ... and at the next ones, so many in all
+  int error = 0;  // errno to fail with; 0: none
   size_t short_by =
       0;  // without an error: a read or write is asked for this much less, but for 1 byte at least
   bool end_of_file = false;  // a read finds nothing more

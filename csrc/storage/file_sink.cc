@@ -18,13 +18,6 @@ uint64_t RoundUp(uint64_t value) {
 }
 size_t RoundDown(size_t value) { return value / kDirectAlignment * kDirectAlignment; }
 
-template <typename Call>
-auto RetryInterrupted(const Call& call) {
-  auto result = call();
-  while (result == -EINTR) result = call();
-  return result;
-}
-
 }  // namespace
 
 FileSink::FileSink(std::string path, uint64_t size_bytes, OwnedFd fd, bool direct)
@@ -36,7 +29,7 @@ Result<std::unique_ptr<FileSink>> FileSink::Create(const std::string& path, uint
     return Status(StatusCode::kInvalidArgument,
                   std::to_string(size_bytes) + " bytes is no size of a file: " + path);
   }
-  OwnedFd fd(RetryInterrupted([&] { return sys::Open(path, O_CREAT | O_EXCL | O_WRONLY, kFileMode); }));
+  OwnedFd fd(sys::RetryInterrupted([&] { return sys::Open(path, O_CREAT | O_EXCL | O_WRONLY, kFileMode); }));
   if (!fd) return Status::FromErrno(-fd.get(), "creating " + path);
   // Not at open(): a file system that refuses O_DIRECT there has created the file already.
   const bool direct = options.allow_direct && sys::SetDirect(fd.get(), true) == 0;
@@ -58,9 +51,9 @@ Status FileSink::Reserve(bool preallocate) {
   const uint64_t padded = RoundUp(size_bytes_);
   if (padded == 0) return Status::Ok();
   int result = -EOPNOTSUPP;
-  if (preallocate) result = RetryInterrupted([&] { return sys::Fallocate(fd(), padded); });
+  if (preallocate) result = sys::RetryInterrupted([&] { return sys::Fallocate(fd(), padded); });
   if (result == -EOPNOTSUPP || result == -ENOSYS) {
-    result = RetryInterrupted([&] { return sys::Ftruncate(fd(), padded); });
+    result = sys::RetryInterrupted([&] { return sys::Ftruncate(fd(), padded); });
   }
   if (result == 0) return Status::Ok();
   return Status::FromErrno(-result, "reserving " + std::to_string(padded) + " bytes for " + path_);
@@ -131,10 +124,10 @@ Status FileSink::Finish() {
     return Status(StatusCode::kInternal, std::to_string(written) + " of " + std::to_string(size_bytes_) +
                                              " bytes were written to " + path_);
   }
-  int result = RetryInterrupted([&] { return sys::Ftruncate(fd(), size_bytes_); });
+  int result = sys::RetryInterrupted([&] { return sys::Ftruncate(fd(), size_bytes_); });
   if (result < 0)
     return Status::FromErrno(-result, "truncating " + path_ + " to " + std::to_string(size_bytes_));
-  result = RetryInterrupted([&] { return sys::Fsync(fd()); });
+  result = sys::RetryInterrupted([&] { return sys::Fsync(fd()); });
   if (result < 0) return Status::FromErrno(-result, "syncing " + path_);
   result = sys::Close(fd_.Release());
   return result == 0 ? Status::Ok() : Status::FromErrno(-result, "closing " + path_);

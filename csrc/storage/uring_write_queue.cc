@@ -43,6 +43,7 @@ struct Operation {
   WriteRequest request;
   PendingWrite pending;
   WriteCall call;
+  uint64_t ticket;  // of the recording
 };
 
 class UringWriteQueue final : public WriteQueue {
@@ -167,6 +168,7 @@ class UringWriteQueue final : public WriteQueue {
 
   void Enqueue(Operation* slot) {
     const WriteCall& call = slot->call;
+    slot->ticket = sys::BeginWrite(slot->request.sink->fd(), call.data, call.length, call.offset);
     io_uring_sqe* entry = io_uring_get_sqe(&ring_);
     io_uring_prep_write(entry, slot->request.sink->fd(), call.data, static_cast<unsigned>(call.length),
                         call.offset);
@@ -191,6 +193,7 @@ class UringWriteQueue final : public WriteQueue {
         (void)!read(wake_.get(), &wake_count, sizeof(wake_count));
         ArmWake();
       } else {
+        sys::EndWrite(slot->ticket, result);
         Continue(slot, slot->request.sink->Advance(&slot->pending, slot->call, result));
       }
     }
