@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from datastates import storage_ops
 from datastates.capture import EVERYTHING, Captured, StateCapture
 from datastates.config import MB, CheckpointerConfig, CheckpointStats
 from datastates.coordination import Coordinator, prove_one_directory
@@ -59,7 +60,7 @@ class Checkpointer:
     def __init__(self, directory: str | os.PathLike[str], **options: Any) -> None:
         self.config = CheckpointerConfig.of(options)
         self._directory = CheckpointDirectory(directory)
-        self._directory.path.mkdir(parents=True, exist_ok=True)
+        storage_ops.make_directories(self._directory.path)
         self._coordinator = Coordinator(self.config.commit_timeout_s)
         self._channel = self._coordinator.channel()
         if self._channel.num_ranks > 1:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from datastates import storage_ops
 from datastates.errors import CoordinationError, NotOneDirectoryError
 
 _constructions: Iterator[int] = itertools.count()
@@ -156,7 +157,7 @@ def prove_one_directory(directory: Path, channel: Channel, timeout_s: float) -> 
     """
     nonce = secrets.token_hex(16).encode()
     if channel.rank == 0:
-        (directory / f".nonce-{nonce.decode()}").write_bytes(nonce)
+        storage_ops.write_synced(directory / f".nonce-{nonce.decode()}", nonce)
     nonce = channel.from_leader("nonce", nonce if channel.rank == 0 else None, timeout_s)
     path = directory / f".nonce-{nonce.decode()}"
     try:
@@ -166,7 +167,7 @@ def prove_one_directory(directory: Path, channel: Channel, timeout_s: float) -> 
         seen = False
     answers = channel.gather("nonce-seen", f"{int(seen)}{socket.gethostname()}".encode(), timeout_s)
     if channel.rank == 0:
-        path.unlink()
+        storage_ops.unlink(path)
         channel.forget("nonce")
     blind = [f"{rank} ({answer[1:].decode()})" for rank, answer in enumerate(answers) if answer[:1] != b"1"]
     if blind:

@@ -12,12 +12,11 @@ import fcntl
 import os
 import re
 import secrets
-import shutil
 import socket
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from datastates import manifest
+from datastates import manifest, storage_ops
 from datastates.errors import DamagedCheckpointError, DirectoryBusyError
 
 import _elastates
@@ -73,7 +72,7 @@ class CheckpointDirectory:
         """
         if self._lock_fd is not None:
             return
-        fd = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = storage_ops.open_or_create(self.path / ".lock")
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -82,12 +81,21 @@ class CheckpointDirectory:
             raise DirectoryBusyError(
                 f"{self.path} is being written by {holder}; end that job, or give this one another directory"
             ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{socket.gethostname()} pid {os.getpid()}\n".encode(), 0)
+        try:
+            storage_ops.overwrite(fd, self.path / ".lock", f"{socket.gethostname()} pid {os.getpid()}\n".encode())
+            storage_ops.sync_ancestors(self.path)
+            self._clear_leftovers()
+        except BaseException:
+            os.close(fd)
+            raise
         self._lock_fd = fd
-        for entry in self.path.iterdir():
-            if _LEFTOVER.fullmatch(entry.name):
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def _clear_leftovers(self) -> None:
+        leftovers = [entry for entry in self.path.iterdir() if _LEFTOVER.fullmatch(entry.name)]
+        if leftovers:  # what their writer did last may not be durable yet, and must not be undone after this
+            storage_ops.sync_directory(self.path)
+        for entry in leftovers:
+            storage_ops.remove_tree(entry) if entry.is_dir() else storage_ops.unlink(entry)
 
     def unlock(self) -> None:
         if self._lock_fd is not None:
@@ -97,7 +105,7 @@ class CheckpointDirectory:
     def begin(self, step: int) -> Path:
         """A new, empty attempt directory for ``step``."""
         attempt = self.path / f".tmp-{step_name(step)}-{secrets.token_hex(4)}"
-        attempt.mkdir()
+        storage_ops.make_directory(attempt)
         return attempt
 
     def publish(self, attempt: Path, step: int, damaged: Collection[int] = ()) -> Path:
@@ -112,21 +120,20 @@ class CheckpointDirectory:
             FileExistsError: the step is published already; nothing is ever overwritten.
         """
         final = self.of_step(step)
-        _elastates.sync_directory(str(attempt))
+        storage_ops.sync_directory(attempt)
         if final.exists() and step in damaged:
-            final.rename(self.path / f"damaged-{final.name}-{secrets.token_hex(4)}")
+            storage_ops.rename(final, self.path / f"damaged-{final.name}-{secrets.token_hex(4)}")
         try:
-            _elastates.rename_no_replace(str(attempt), str(final))
-        except _elastates.StatusError as error:
-            if not final.exists():
-                raise
+            storage_ops.rename_no_replace(attempt, final)
+        except FileExistsError as error:
             raise FileExistsError(
                 f"{final} is published already and nothing is ever overwritten; remove it, or use another directory"
             ) from error
         try:
-            _elastates.sync_directory(str(self.path))
-        except _elastates.StatusError:
-            final.rename(attempt)  # whole, but a power cut might lose it: nobody shall rely on a step that has failed
+            storage_ops.sync_directory(self.path)
+        except OSError:
+            # Whole, but a power cut might lose it: nobody shall rely on a step that has failed.
+            storage_ops.rename(final, attempt)
             raise
         return final
 
@@ -135,10 +142,11 @@ class CheckpointDirectory:
         leaving = []
         for step in steps:
             old = self.path / f".old-{step_name(step)}-{secrets.token_hex(4)}"
-            self.of_step(step).rename(old)
+            storage_ops.rename(self.of_step(step), old)
             leaving.append(old)
+        storage_ops.sync_directory(self.path)  # else a power cut might undo the renames, but not what follows
         for old in leaving:
-            shutil.rmtree(old)
+            storage_ops.remove_tree(old)
 
 
 def expired(steps: Sequence[int], keep_last: int | None, keep_every: int | None) -> list[int]:
@@ -146,18 +154,6 @@ def expired(steps: Sequence[int], keep_last: int | None, keep_every: int | None)
     if keep_last is None:
         return []
     return [step for step in sorted(steps)[:-keep_last] if not (keep_every and step % keep_every == 0)]
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """A new file with ``content``, durable once this returns; its name, once the directory is synced."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def read_manifest(checkpoint: Path, *, files: bool = True) -> manifest.Manifest:

@@ -5,21 +5,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datastates import manifest
+from datastates import manifest, storage_ops
 from datastates.agreement import json_bytes
 from datastates.config import CheckpointerConfig
 from datastates.coordination import Channel
 from datastates.data_file import DataFilePlan
-from datastates.directory import CheckpointDirectory, data_file_name, expired, write_synced
+from datastates.directory import CheckpointDirectory, data_file_name, expired
 from datastates.errors import CheckpointError
 from datastates.save_job import SaveJob, as_checkpoint_error
 
@@ -66,7 +66,8 @@ class Publisher:
         assert job.plan is not None and job.attempt is not None
         if job.error is None:
             try:
-                _elastates.sync_directory(str(job.attempt))
+                if self._channel.rank != 0:  # it does so when the manifest is there, too
+                    storage_ops.sync_directory(job.attempt)
                 assert job.objects is not None
                 crcs = job.checkpoint.snapshot.extent_crc32c()
                 return json_bytes({"extent_crc32c": crcs.tolist(), "objects": vars(job.objects)})
@@ -81,7 +82,7 @@ class Publisher:
         try:
             if not errors:
                 content = self._manifest(job, answers)
-                write_synced(job.attempt / manifest.FILE_NAME, content)
+                storage_ops.write_synced(job.attempt / manifest.FILE_NAME, content)
                 sizes = {path.name: path.stat().st_size for path in job.attempt.iterdir()}
                 final = self._directory.publish(job.attempt, job.checkpoint.step, self.damaged)
                 self._published = {final / name: size for name, size in sizes.items()}
@@ -90,7 +91,8 @@ class Publisher:
         except Exception as error:  # noqa: BLE001
             job.error = as_checkpoint_error(job.checkpoint, error, 0)
             errors = [str(job.error)]
-        shutil.rmtree(job.attempt, ignore_errors=True)  # every rank has answered: nobody writes there any more
+        with contextlib.suppress(OSError):  # the next writer's lock() clears it
+            storage_ops.remove_tree(job.attempt)  # every rank has answered: nobody writes there any more
         return "; ".join(errors).encode()
 
     def _manifest(self, job: SaveJob, answers: list[dict[str, Any]]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ def as_checkpoint_error(checkpoint: Checkpoint, error: Exception, rank: int) -> 
         return error
     text = f"{error.args[1]} ({error.args[0]})" if isinstance(error, _elastates.StatusError) else str(error)
     full = isinstance(error, _elastates.StatusError) and error.args[0] in ("no_space", "quota_exceeded")
+    full = full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
     kind = StorageFullError if full else type(error) if isinstance(error, CheckpointError) else CheckpointError
     prefix = f"checkpoint of step {checkpoint.step} on rank {rank}: "
     if text.startswith(prefix) or (isinstance(error, kind) and text.startswith("checkpoint of step")):

@@ -19,17 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from datastates import manifest
+from datastates import manifest, storage_ops
 from datastates.agreement import Planner, SavePlan, begin_message, begin_problem, json_bytes, refusal
 from datastates.bulk import without_gc
 from datastates.config import CheckpointerConfig
 from datastates.coordination import Channel
-from datastates.directory import (
-    CheckpointDirectory,
-    data_file_name,
-    objects_file_name,
-    write_synced,
-)
+from datastates.directory import CheckpointDirectory, data_file_name, objects_file_name
 from datastates.errors import CheckpointError, MutationError, StorageFullError
 from datastates.handle import Checkpoint
 from datastates.lanes import Lane
@@ -146,7 +141,7 @@ class SavePipeline:
     def _remove_empty(attempt: Path) -> None:
         """Nobody writes into an attempt that was not agreed on; should a rank think otherwise, its file stays."""
         try:
-            attempt.rmdir()
+            storage_ops.remove_directory(attempt)
         except OSError:
             return  # the next writer's lock() clears it
 
@@ -191,7 +186,7 @@ class SavePipeline:
     def _write_objects(self, attempt: Path, python: dict[str, Any]) -> manifest.ObjectsFile:
         content = json_bytes(python)
         name = objects_file_name(self._channel.rank)
-        write_synced(attempt / name, content)
+        storage_ops.write_synced(attempt / name, content)
         return manifest.ObjectsFile(name, len(content), _elastates.crc32c(content))
 
     # ---- copied and written lanes ----

@@ -18,8 +18,8 @@ from datastates.directory import (
     expired,
     objects_file_name,
     step_name,
-    write_synced,
 )
+from datastates.storage_ops import write_synced
 
 
 @pytest.fixture

@@ -69,10 +69,15 @@ FAULTS = {
     "sync-file": ("fsync", 1, errno.EIO, "syncing .*rank-00000", CheckpointError),
     "close": ("close", 1, errno.EIO, "closing .*rank-00000", CheckpointError),
     "open-directory": ("open", 2, errno.EMFILE, r"directory .*\.tmp-step-00000001-", CheckpointError),
+    "create-objects": ("small_open", 1, errno.EDQUOT, "creating .*rank-00000.objects.json", StorageFullError),
+    "write-objects": ("small_write", 1, errno.ENOSPC, "writing .*rank-00000.objects.json", StorageFullError),
+    "sync-objects": ("small_fsync", 1, errno.EIO, "syncing .*rank-00000.objects.json", CheckpointError),
+    "write-manifest": ("small_write", 2, errno.ENOSPC, "writing .*manifest.json", StorageFullError),
+    "sync-manifest": ("small_fsync", 2, errno.EIO, "syncing .*manifest.json", CheckpointError),
+    "make-directory": ("mkdir", 1, errno.ENOSPC, r"making .*\.tmp-step-00000001-", CheckpointError),
     "sync-directory": ("fsync", 2, errno.EIO, r"syncing directory .*\.tmp-step-00000001-", CheckpointError),
-    "sync-with-manifest": ("fsync", 3, errno.EIO, r"syncing directory .*\.tmp-step-00000001-", CheckpointError),
     "rename": ("rename", 1, errno.EIO, r"renaming .*\.tmp-step-00000001-\w+ to .*step-00000001", CheckpointError),
-    "sync-parent": ("fsync", 4, errno.EIO, r"syncing directory .*/run", CheckpointError),
+    "sync-parent": ("fsync", 3, errno.EIO, r"syncing directory .*/run", CheckpointError),
 }
 
 
@@ -161,7 +166,7 @@ def test_python_state_that_cannot_be_written_fails_the_checkpoint(
 
     checkpoints = open_checkpoints()
     with monkeypatch.context() as patch:
-        patch.setattr("datastates.saving.write_synced", full)
+        patch.setattr("datastates.storage_ops.write_synced", full)
         failed = checkpoints.checkpoint(0, state)
         with pytest.raises(CheckpointError, match=r"step 0 on rank 0: .*No space left on device"):
             failed.durable.result(60)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from training import small_model, train_step
 
-from datastates import Checkpointer, CheckpointError, CheckpointFuture, StorageFullError, publishing, saving
+from datastates import Checkpointer, CheckpointError, CheckpointFuture, StorageFullError, publishing, storage_ops
 from datastates.directory import read_manifest
 
 import _elastates
@@ -85,7 +85,7 @@ def test_a_failure_after_the_engine_has_begun_keeps_the_gate_shut_until_it_lets_
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     with Checkpointer(tmp_path) as checkpoints:
-        monkeypatch.setattr(saving, "write_synced", refuse)
+        monkeypatch.setattr(storage_ops, "write_synced", refuse)
         handle = checkpoints.checkpoint(1, state)
         error = handle.durable.exception(60)
         monkeypatch.undo()
@@ -98,18 +98,16 @@ def test_a_failure_after_the_engine_has_begun_keeps_the_gate_shut_until_it_lets_
 
 
 def test_a_manifest_that_cannot_be_written_publishes_nothing(
-    tmp_path: Path, state: dict[str, Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, state: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(path: Path, content: bytes) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-
     with Checkpointer(tmp_path) as checkpoints:
-        monkeypatch.setattr(publishing, "write_synced", refuse)
+        checkpoints.checkpoint(0, state).durable.result(60)
+        _elastates.set_fault("small_write", nth=2, error=errno.EIO)  # the objects file is the first
         assert "manifest.json" in str(fail_step_one(checkpoints, state))
-        assert checkpoints.steps() == []
-        assert checkpoints.latest() is None
+        assert checkpoints.steps() == [0]
+        assert checkpoints.latest() == tmp_path / "step-00000000"
     assert "Input/output error" in caplog.text
-    assert left(tmp_path) == [".lock"]
+    assert left(tmp_path) == [".lock", "step-00000000"]
 
 
 def test_too_little_space_is_found_before_anything_is_written(
