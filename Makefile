@@ -70,7 +70,7 @@ $(VENV)/torch: | $(BIN)/python
 
 # The names and versions stand in pyproject.toml alone.
 $(VENV)/dependencies: $(VENV)/torch pyproject.toml scripts/requirements.py
-	$(BIN)/python scripts/requirements.py dev examples > $(VENV)/requirements.txt
+	$(BIN)/python scripts/requirements.py dev examples zarr > $(VENV)/requirements.txt
 	$(BIN)/python -m pip install --quiet torch==$(TORCH) -r $(VENV)/requirements.txt
 	touch $@
 

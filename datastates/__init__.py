@@ -28,6 +28,7 @@ from datastates.handle import Checkpoint
 from datastates.providers import StateProvider, per_rank, register_provider, rng_state
 from datastates.reader import CheckpointReader, Damage, open_checkpoint
 from datastates.typed_json import pickled
+from datastates.zarr import zarr_store
 
 __all__ = [
     "ArenaExhaustedError",
@@ -54,4 +55,5 @@ __all__ = [
     "pickled",
     "register_provider",
     "rng_state",
+    "zarr_store",
 ]
