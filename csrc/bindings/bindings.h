@@ -34,6 +34,7 @@ void BindEngine(py::module_& m);
 void BindStorage(py::module_& m);
 void BindFiles(py::module_& m);
 void BindActorBench(py::module_& m);
+void BindTrace(py::module_& m);
 
 }  // namespace elastates
 

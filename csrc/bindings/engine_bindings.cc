@@ -38,6 +38,9 @@ py::dict StatsDict(const EngineStats& stats) {
   out["num_failed"] = stats.num_failed;
   out["bytes_copied"] = stats.bytes_copied;
   out["bytes_written"] = stats.bytes_written;
+  out["bytes_stored"] = stats.bytes_stored;
+  out["copying_s"] = stats.copying_s;
+  out["starved_s"] = stats.starved_s;
   out["arena_bytes"] = stats.arena_bytes;
   out["free_bytes"] = stats.free_bytes;
   return out;
@@ -75,6 +78,8 @@ void BindSnapshot(py::module_& m) {
           "extent_crc32c",
           [](const Snapshot& s) { return py::array_t<uint32_t>(s.crcs().size(), s.crcs().data()); },
           "[extents] uint32; only after wait_written() returned.")
+      .def_property_readonly("id", &Snapshot::id, "Its number among this process's snapshots, from 1.")
+      .def("uncopied_bytes", &Snapshot::uncopied_bytes)
       .def("times", [](const Snapshot& s) {
         const SnapshotTimes times = s.times();
         return py::make_tuple(times.submitted_s, times.copied_s, times.written_s);
@@ -118,7 +123,7 @@ void BindEngine(py::module_& m) {
           py::arg("source_begin"), py::arg("file_begin"), py::arg("sizes"), py::arg("extent_ends"),
           py::arg("file_size"), py::arg("num_groups"))
       .def("has_credit_for", &Engine::HasCreditFor, py::arg("size_bytes"))
-      .def("stats", [](const Engine& engine) { return StatsDict(engine.stats()); })
+      .def("stats", [](Engine& engine) { return StatsDict(engine.stats()); })
       .def("describe", &Engine::Describe, py::call_guard<py::gil_scoped_release>(),
            "Which actor waits for which register.")
       .def("reap", &Engine::Reap, py::call_guard<py::gil_scoped_release>())

@@ -39,4 +39,5 @@ PYBIND11_MODULE(_elastates, m) {
   elastates::BindStorage(m);
   elastates::BindFiles(m);
   elastates::BindActorBench(m);
+  elastates::BindTrace(m);
 }

@@ -2,14 +2,25 @@
 
 namespace elastates {
 
-Capture::Capture(Arena* arena, size_t num_registers)
+Capture::Capture(Arena* arena, size_t num_registers, ChainClock* clock)
     : Actor("capture"),
       out(this, "chunks", num_registers, Fanout::kLeastLoaded),
+      arena_(*arena),
+      clock_(*clock),
       block_bytes_(arena->block_bytes()) {
-  out.SetBacking([arena](Chunk* chunk) {
-    chunk->block = arena->TryAcquire();
-    return static_cast<bool>(chunk->block);
-  });
+  out.SetBacking([this](Chunk* chunk) { return Acquire(chunk); });
+}
+
+bool Capture::Acquire(Chunk* chunk) {
+  chunk->block = arena_.TryAcquire();
+  const bool starved = !chunk->block;
+  if (starved != starved_) {
+    starved_ = starved;
+    clock_.SetStarved(starved);
+    if (!starved) trace::End("starved", starved_since_ns_, {current_->snapshot->id(), num_cut_, 0});
+    starved_since_ns_ = starved ? trace::Begin() : 0;
+  }
+  return !starved;
 }
 
 void Capture::Submit(TaskPtr task) {
@@ -33,12 +44,15 @@ Supply Capture::Poll() {
 }
 
 Status Capture::Act() {
+  trace::Slice slice("capture");
   TaskPtr task = current_;
   Snapshot& snapshot = *task->snapshot;
   BeginJob(&snapshot.job());
   Chunk& chunk = out.Emit();
   chunk.task = task;
   chunk.range = cursor_->Next();
+  slice.subject = SubjectOf(*task, chunk.range);
+  trace::Count("free blocks", [this] { return arena_.free_blocks(); });
   ++num_cut_;
   Status status = snapshot.status();
   uint64_t bytes_cut = chunk.range.size_bytes();

@@ -13,12 +13,13 @@
 
 #include "actor/actor.h"
 #include "engine/chain.h"
+#include "engine/chain_clock.h"
 
 namespace elastates {
 
 class Capture : public Actor {
  public:
-  Capture(Arena* arena, size_t num_registers);
+  Capture(Arena* arena, size_t num_registers, ChainClock* clock);
 
   void Submit(TaskPtr task);
   // Bytes submitted that have no block yet. Any thread.
@@ -29,12 +30,17 @@ class Capture : public Actor {
  private:
   Supply Poll() override;
   Status Act() override;
+  bool Acquire(Chunk* chunk);
   void Drain() override {}  // what the act emitted goes on as an error: Seal counts it
 
+  Arena& arena_;
+  ChainClock& clock_;
   const uint64_t block_bytes_;
   TaskPtr current_;
   std::optional<ChunkCursor> cursor_;  // into current_'s plan
   uint64_t num_cut_ = 0;               // chunks of current_
+  bool starved_ = false;               // the last act waits for a block
+  int64_t starved_since_ns_ = 0;       // while recorded
   std::atomic<uint64_t> uncut_bytes_{0};
 
   std::mutex mutex_;

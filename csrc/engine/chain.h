@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "arena/arena.h"
+#include "base/trace.h"
 #include "copy/device_copy.h"
 #include "engine/cut.h"
 #include "engine/snapshot.h"
@@ -54,11 +55,16 @@ struct SealedFile {  // seal -> commit: every block has been written, or has dra
   TaskPtr task;
 };
 
+inline trace::Subject SubjectOf(const Task& task, const ChunkRange& range) {
+  return {task.snapshot->id(), range.number, range.size_bytes()};
+}
+
 struct Counters {
   std::atomic<uint64_t> num_submitted{0};
   std::atomic<uint64_t> num_written{0};
   std::atomic<uint64_t> num_failed{0};
   std::atomic<uint64_t> bytes_copied{0};
+  std::atomic<uint64_t> bytes_stored{0};  // of blocks that storage has taken
   std::atomic<uint64_t> bytes_written{0};
 };
 

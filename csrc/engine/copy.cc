@@ -61,11 +61,14 @@ Status CountCopied(Snapshot* snapshot, const ChunkRange& range, Counters* counte
 
 // Ends a copy that has begun, however its act ends.
 struct CopyEnder {
-  explicit CopyEnder(Snapshot* which) : snapshot(which) {}
+  CopyEnder(Snapshot* which, ChainClock* whose) : snapshot(which), clock(whose) {}
   ~CopyEnder() {
-    if (snapshot != nullptr) snapshot->EndCopy();
+    if (snapshot == nullptr) return;
+    clock->OnCopyEnded();
+    snapshot->EndCopy();
   }
   Snapshot* snapshot;
+  ChainClock* clock;
 };
 
 bool ReadsDevices(const SnapshotPlan& plan, const ChunkRange& range) {
@@ -98,11 +101,12 @@ Result<DeviceCopier*> DeviceCopiers::For(int device) {
   return copier.get();
 }
 
-Copy::Copy(int index, size_t num_blocks, CopyPriority* priority, Counters* counters)
+Copy::Copy(int index, size_t num_blocks, CopyPriority* priority, Counters* counters, ChainClock* clock)
     : Actor("copy-" + std::to_string(index)),
       out(this, "blocks", num_blocks),
       priority_(*priority),
-      counters_(*counters) {}
+      counters_(*counters),
+      clock_(*clock) {}
 
 Status Copy::Act() {
   if (!has_started_) priority_.AddCurrentThread();
@@ -112,8 +116,11 @@ Status Copy::Act() {
   block.task = chunk.task;
   block.range = chunk.range;
   Snapshot& snapshot = *chunk.task->snapshot;
+  trace::Slice slice("copy");
+  slice.subject = SubjectOf(*chunk.task, chunk.range);
   if (!snapshot.BeginCopy()) return snapshot.status();
-  CopyEnder ender(&snapshot);
+  clock_.OnCopyBegun();
+  CopyEnder ender(&snapshot, &clock_);
   Status status = Fill(chunk, &block);
   if (!block.tickets.empty()) ender.snapshot = nullptr;  // Checksum ends it
   return status;
@@ -170,8 +177,8 @@ Status Copy::Launch(const Chunk& chunk, const std::vector<std::vector<DevicePiec
   return Status::Ok();
 }
 
-Checksum::Checksum(size_t num_blocks, Counters* counters)
-    : Actor("checksum"), out(this, "blocks", num_blocks), counters_(*counters) {}
+Checksum::Checksum(size_t num_blocks, Counters* counters, ChainClock* clock)
+    : Actor("checksum"), out(this, "blocks", num_blocks), counters_(*counters), clock_(*clock) {}
 
 Status Checksum::Act() {
   const FilledBlock& filled = in.Get();
@@ -181,7 +188,9 @@ Status Checksum::Act() {
   block.block = filled.block;
   if (filled.tickets.empty()) return Status::Ok();
   Snapshot* snapshot = filled.task->snapshot.get();
-  CopyEnder ender(snapshot);
+  trace::Slice slice("checksum");
+  slice.subject = SubjectOf(*filled.task, filled.range);
+  CopyEnder ender(snapshot, &clock_);
   Status status = WaitForAll(filled.tickets);
   if (!status.ok()) return status;
   ChecksumExtents(snapshot, filled.range, filled.block.data());
@@ -197,6 +206,7 @@ void Checksum::Drain() {
   block.range = filled.range;
   if (has_acted || filled.tickets.empty()) return;
   (void)WaitForAll(filled.tickets);  // the snapshot has failed already
+  clock_.OnCopyEnded();
   filled.task->snapshot->EndCopy();
 }
 

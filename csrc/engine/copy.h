@@ -14,6 +14,7 @@
 #include "actor/actor.h"
 #include "copy/device_copy.h"
 #include "engine/chain.h"
+#include "engine/chain_clock.h"
 #include "engine/copy_priority.h"
 
 namespace elastates {
@@ -29,7 +30,7 @@ class DeviceCopiers {
 
 class Copy : public Actor {
  public:
-  Copy(int index, size_t num_blocks, CopyPriority* priority, Counters* counters);
+  Copy(int index, size_t num_blocks, CopyPriority* priority, Counters* counters, ChainClock* clock);
 
   In<Chunk> in{this, "chunks"};
   Out<FilledBlock> out;
@@ -43,13 +44,14 @@ class Copy : public Actor {
 
   CopyPriority& priority_;
   Counters& counters_;
+  ChainClock& clock_;
   DeviceCopiers copiers_;
   bool has_started_ = false;
 };
 
 class Checksum : public Actor {
  public:
-  Checksum(size_t num_blocks, Counters* counters);
+  Checksum(size_t num_blocks, Counters* counters, ChainClock* clock);
 
   In<FilledBlock> in{this, "blocks"};
   Out<FilledBlock> out;
@@ -59,6 +61,7 @@ class Checksum : public Actor {
   void Drain() override;
 
   Counters& counters_;
+  ChainClock& clock_;
 };
 
 }  // namespace elastates

@@ -26,6 +26,7 @@ struct ChunkRange {
   uint64_t end = 0;
   size_t first_segment = 0;
   size_t first_extent = 0;
+  uint64_t number = 0;  // of the file's chunks, from 0
   uint64_t size_bytes() const { return end - begin; }
 };
 
@@ -49,6 +50,7 @@ class ChunkCursor {
     ChunkRange chunk = next_;
     chunk.end = std::min(chunk.begin + block_bytes_, plan_->file_size);
     next_.begin = chunk.end;
+    ++next_.number;
     const auto& segments = plan_->segments;
     while (next_.first_segment < segments.size() && SegmentEnd(segments[next_.first_segment]) <= chunk.end) {
       ++next_.first_segment;

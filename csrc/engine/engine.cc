@@ -10,6 +10,7 @@
 #include "actor/graph.h"
 #include "engine/capture.h"
 #include "engine/chain.h"
+#include "engine/chain_clock.h"
 #include "engine/copy.h"
 #include "engine/copy_priority.h"
 #include "engine/write.h"
@@ -59,7 +60,10 @@ class Engine::Impl {
         queue_(std::move(queue)),
         priority_(std::make_shared<CopyPriority>(options.copy_nice)) {
     BuildChain(options);
-    arena_->SetFreedListener([this] { capture_->Wake(); });
+    arena_->SetFreedListener([this] {
+      trace::Count("free blocks", [this] { return arena_->free_blocks(); });
+      capture_->Wake();
+    });
     graph_.Start();
   }
 
@@ -84,13 +88,17 @@ class Engine::Impl {
 
   size_t free_bytes() const { return arena_->free_blocks() * arena_->block_bytes(); }
 
-  EngineStats stats() const {
+  EngineStats stats() {
     EngineStats stats;
     stats.num_submitted = counters_.num_submitted.load(std::memory_order_relaxed);
     stats.num_written = counters_.num_written.load(std::memory_order_relaxed);
     stats.num_failed = counters_.num_failed.load(std::memory_order_relaxed);
     stats.bytes_copied = counters_.bytes_copied.load(std::memory_order_relaxed);
     stats.bytes_written = counters_.bytes_written.load(std::memory_order_relaxed);
+    stats.bytes_stored = counters_.bytes_stored.load(std::memory_order_relaxed);
+    const ChainClock::Times times = clock_.times();
+    stats.copying_s = times.copying_s;
+    stats.starved_s = times.starved_s;
     stats.arena_bytes = arena_->num_blocks() * arena_->block_bytes();
     stats.free_bytes = free_bytes();
     return stats;
@@ -133,16 +141,17 @@ class Engine::Impl {
     SinkOptions sink_options;
     sink_options.allow_direct = options.allow_direct;
 
-    capture_ = &graph_.Add<Capture>(AddLane("ds-capture"), arena_.get(), kChunksPerCopyLane * num_copies);
+    capture_ =
+        &graph_.Add<Capture>(AddLane("ds-capture"), arena_.get(), kChunksPerCopyLane * num_copies, &clock_);
     Lane& write_lane = AddLane("ds-write");
-    auto& write = graph_.Add<Write>(write_lane, queue_.get(), depth, sink_options);
+    auto& write = graph_.Add<Write>(write_lane, queue_.get(), depth, sink_options, &counters_);
     auto& seal = graph_.Add<Seal>(write_lane);
     auto& commit = graph_.Add<Commit>(AddLane("ds-commit"), &counters_);
     In<FilledBlock>* filled = NumDevices() > 0 ? AddChecksum(&write.in) : &write.in;
     for (size_t i = 0; i < num_copies; ++i) {
       Lane& lane = AddLane("ds-copy-" + std::to_string(i));
-      auto& copy =
-          graph_.Add<Copy>(lane, static_cast<int>(i), arena_->num_blocks(), priority_.get(), &counters_);
+      auto& copy = graph_.Add<Copy>(lane, static_cast<int>(i), arena_->num_blocks(), priority_.get(),
+                                    &counters_, &clock_);
       graph_.Connect(capture_->out, copy.in);
       graph_.Connect(copy.out, *filled);
     }
@@ -154,7 +163,7 @@ class Engine::Impl {
   Lane& AddLane(const std::string& name) { return graph_.AddLane(name, Flush::kEveryAct); }
 
   In<FilledBlock>* AddChecksum(In<FilledBlock>* write_in) {
-    auto& checksum = graph_.Add<Checksum>(AddLane("ds-checksum"), arena_->num_blocks(), &counters_);
+    auto& checksum = graph_.Add<Checksum>(AddLane("ds-checksum"), arena_->num_blocks(), &counters_, &clock_);
     graph_.Connect(checksum.out, *write_in);
     return &checksum.in;
   }
@@ -170,6 +179,7 @@ class Engine::Impl {
   const std::unique_ptr<WriteQueue> queue_;
   const std::shared_ptr<CopyPriority> priority_;  // snapshots outlive the engine
   Counters counters_;
+  ChainClock clock_;
   Capture* capture_ = nullptr;  // owned by graph_
   const pid_t pid_ = getpid();
 
@@ -207,7 +217,7 @@ Engine::~Engine() {
 std::shared_ptr<Snapshot> Engine::Submit(SnapshotPlan plan) { return impl_->Submit(std::move(plan)); }
 bool Engine::HasCreditFor(uint64_t size_bytes) const { return impl_->HasCreditFor(size_bytes); }
 size_t Engine::free_bytes() const { return impl_->free_bytes(); }
-EngineStats Engine::stats() const { return impl_->stats(); }
+EngineStats Engine::stats() { return impl_->stats(); }
 void Engine::Reap() { impl_->Reap(); }
 void Engine::Close() { impl_->Close(); }
 std::string Engine::Describe() { return impl_->Describe(); }

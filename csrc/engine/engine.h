@@ -39,7 +39,10 @@ struct EngineStats {
   uint64_t num_written = 0;
   uint64_t num_failed = 0;
   uint64_t bytes_copied = 0;
+  uint64_t bytes_stored = 0;   // of blocks that storage has taken, those of unfinished files included
   uint64_t bytes_written = 0;  // exact lengths of the files written
+  double copying_s = 0;        // see ChainClock
+  double starved_s = 0;
   size_t arena_bytes = 0;
   size_t free_bytes = 0;
 };
@@ -57,7 +60,7 @@ class Engine {
   // Whether a snapshot of that many bytes could be copied now without waiting for storage.
   bool HasCreditFor(uint64_t size_bytes) const;
   size_t free_bytes() const;
-  EngineStats stats() const;
+  EngineStats stats();
 
   // Destroys finished snapshots (and with them owners that nobody took) that only the engine still holds, on
   // the calling thread. Submit() and Close() do it too.

@@ -1,5 +1,6 @@
 #include "engine/snapshot.h"
 
+#include <atomic>
 #include <chrono>
 #include <utility>
 
@@ -10,10 +11,13 @@ double NowS() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+std::atomic<uint64_t> num_snapshots{0};
+
 }  // namespace
 
 Snapshot::Snapshot(SnapshotPlan plan, WaiterListener on_waiter)
-    : plan_(std::move(plan)),
+    : id_(num_snapshots.fetch_add(1, std::memory_order_relaxed) + 1),
+      plan_(std::move(plan)),
       on_waiter_(std::move(on_waiter)),
       job_([this] {
         std::lock_guard<std::mutex> lock(mutex_);
@@ -83,6 +87,13 @@ Status Snapshot::WaitUntil(double timeout_s, const std::function<bool()>& reache
 SnapshotTimes Snapshot::times() const {
   std::lock_guard<std::mutex> lock(mutex_);
   return times_;
+}
+
+uint64_t Snapshot::uncopied_bytes() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  uint64_t bytes = 0;
+  for (const Group& group : groups_) bytes += group.bytes_left;
+  return bytes;
 }
 
 bool Snapshot::sources_released() const {

@@ -47,6 +47,8 @@ class Snapshot {
   // One CRC32C per extent of the plan. REQUIRES: WaitWritten() returned Ok.
   const std::vector<uint32_t>& crcs() const { return crcs_; }
   SnapshotTimes times() const;
+  uint64_t id() const { return id_; }              // of this process's snapshots, from 1
+  uint64_t uncopied_bytes() const;                 // of the payload
   Status status() const { return job_.status(); }  // sticky first failure, Ok until then
   bool sources_released() const;
   bool finished() const;  // written or failed, nothing of it left in the engine's lanes
@@ -79,6 +81,7 @@ class Snapshot {
   bool SourcesReleasedLocked() const { return groups_left_ == 0 || (job_.failed() && active_copies_ == 0); }
   void MarkGroupCopiedLocked(Group* group);
 
+  const uint64_t id_;
   SnapshotPlan plan_;
   const WaiterListener on_waiter_;
   Job job_;

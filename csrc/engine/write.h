@@ -14,7 +14,7 @@ namespace elastates {
 
 class Write : public Actor {
  public:
-  Write(WriteQueue* queue, uint16_t depth, SinkOptions sink_options);
+  Write(WriteQueue* queue, uint16_t depth, SinkOptions sink_options, Counters* counters);
 
   In<FilledBlock> in{this, "blocks"};
   Out<WrittenBlock> out;
@@ -25,6 +25,7 @@ class Write : public Actor {
 
   WriteQueue& queue_;
   const SinkOptions sink_options_;
+  Counters& counters_;
 };
 
 class Seal : public Actor {
