@@ -35,6 +35,13 @@ from datastates.handle import Checkpoint
 from datastates.lifetime import EXIT_TIMEOUT_S, closed, opened
 from datastates.restore import Vote, restore
 from datastates.saving import SavePipeline
+from datastates.sight import events
+from datastates.sight.bus import emit, remove_sink, sinks
+from datastates.sight.events import Event, Origin
+from datastates.sight.observed import observe
+from datastates.sight.sinks import open_event_file
+from datastates.sight.spans import span
+from datastates.sight.stalls import StallLog, StallReport
 
 logger = logging.getLogger("datastates")
 
@@ -73,6 +80,13 @@ class Checkpointer:
             (self._coordinator.channel(), self._coordinator.channel()),
             self._finished,
         )
+        self.origin = Origin(str(self._directory.path), self._channel.rank)
+        """Whose events these are."""
+        self._event_file = open_event_file(self.config.events, self.origin, self._channel.num_ranks)
+        self._stalls = StallLog(
+            self.origin, self._pipeline.chain, self._pipeline.timeline, self.config.stall_warning_share
+        )
+        self._first_begun_s: float | None = None
         self._uncopied: collections.deque[Checkpoint] = collections.deque()  # as the training thread knows them
         self._lock = threading.Lock()
         self._in_flight: dict[int, Checkpoint] = {}  # guarded by _lock, as all below
@@ -83,6 +97,7 @@ class Checkpointer:
         self._unusable: str | None = None
         self._closed = False
         watch_optimizers(self)
+        observe(self)
         opened(self)
 
     # ---- taking checkpoints ----
@@ -110,24 +125,38 @@ class Checkpointer:
                 others hear of it, and this checkpoint fails on them).
         """
         begun = time.perf_counter()
+        self._first_begun_s = self._first_begun_s or time.monotonic()
+        with span("checkpoint()", step):
+            taken = self._checkpoint(step, state, metadata)
+        call_s = time.perf_counter() - begun
+        with self._lock:
+            stats = self._stats
+            self._stats = replace(stats, num_begun=stats.num_begun + 1, call_s_total=stats.call_s_total + call_s)
+        return taken
+
+    def _checkpoint(self, step: int, state: Mapping[str, Any], metadata: Mapping[str, Any] | None) -> Checkpoint:
         self._check_usable()
         try:
             self._raise_due()
+            begun_s = time.time(), time.monotonic()
             notes, captured = self._take(step, state, metadata)
         except Exception as error:
             self._tell_the_others(step, error)
             raise
+        if sinks:
+            self._tell_captured(step, captured, *begun_s)
         taken = Checkpoint(step, self._ordinal, captured, notes)
         self._uncopied.append(taken)
         self._begin(taken)
-        with self._lock:
-            stats = self._stats
-            self._stats = replace(
-                stats,
-                num_begun=stats.num_begun + 1,
-                call_s_total=stats.call_s_total + time.perf_counter() - begun,
-            )
         return taken
+
+    def _tell_captured(self, step: int, captured: Captured, begun_unix_s: float, begun_s: float) -> None:
+        """Both at once, and not before the arguments have proved good; but before the lanes tell what they did."""
+        emit(events.Begun(self.origin, step=step, unix_s=begun_unix_s, monotonic_s=begun_s))
+        structure = captured.structure
+        call_s = time.monotonic() - begun_s
+        counted = {"num_tensors": len(structure.held), "size_bytes": structure.nbytes}
+        emit(events.Captured(self.origin, step=step, call_s=call_s, **counted))
 
     def _take(
         self, step: int, state: Mapping[str, Any], metadata: Mapping[str, Any] | None
@@ -202,6 +231,9 @@ class Checkpointer:
         self._capture.forget()
         self._directory.unlock()
         self._leave_together()
+        if self._event_file is not None:
+            remove_sink(self._event_file)
+            self._event_file.close()
 
     def _close_at_exit(self) -> None:
         self._drain(EXIT_TIMEOUT_S)
@@ -256,6 +288,25 @@ class Checkpointer:
             ValueError: the state does not fit the checkpoint (names, shapes, dtypes); no value was changed.
         """
         self._check_usable(for_restore=True)
+        if sinks:
+            emit(events.RestoreBegun(self.origin))
+        begun_s = time.monotonic()
+        try:
+            with span("restore()"):
+                step, damaged = self._restore(state, strict, only, allow_pickle)
+        except Exception as error:
+            if sinks:
+                seconds, kind = time.monotonic() - begun_s, type(error).__name__
+                emit(events.RestoreFailed(self.origin, error=str(error), error_type=kind, seconds=seconds))
+            raise
+        if sinks:
+            seconds, steps = time.monotonic() - begun_s, tuple(sorted(damaged))
+            emit(events.RestoreEnded(self.origin, next_step=step, seconds=seconds, damaged_steps=steps))
+        return step
+
+    def _restore(
+        self, state: Mapping[str, Any], strict: bool, only: str | list[str] | None, allow_pickle: bool
+    ) -> tuple[int, set[int]]:
         self._land_all()  # a gate for everything; failures of the past do not keep anybody from going back
         patterns = [only] if isinstance(only, str) else only
         try:
@@ -277,7 +328,7 @@ class Checkpointer:
             self._consecutive_failures = 0
         if step and only is None:  # a part, or nothing at all, does not mend what a failed restore has left
             self._unusable = None
-        return step
+        return step, damaged
 
     def steps(self) -> list[int]:
         """Published steps, ascending."""
@@ -300,6 +351,21 @@ class Checkpointer:
         with self._lock:
             return replace(self._stats, arena_bytes=self._pipeline.arena_bytes())
 
+    def stall_report(self) -> StallReport:
+        """How long training has waited for checkpoints, and why; ``print`` it, or look at its fields."""
+        stats = self.stats()
+        elapsed_s = 0.0 if self._first_begun_s is None else time.monotonic() - self._first_begun_s
+        return self._stalls.report(
+            num_checkpoints=stats.num_begun,
+            elapsed_s=elapsed_s,
+            call_s=stats.call_s_total,
+            waited_s=stats.gate_wait_s_total,
+        )
+
+    def arena_use(self) -> tuple[int, int]:
+        """Bytes of the arena that hold something now, and its size, bytes."""
+        return self._pipeline.arena_use()
+
     # ---- the gate ----
 
     def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -311,10 +377,13 @@ class Checkpointer:
             begun = time.perf_counter()
             if optimizer is None:
                 while self._uncopied:
-                    self._uncopied.popleft().wait_copied()
+                    checkpoint = self._uncopied.popleft()
+                    with self._stalls.watching(checkpoint):
+                        checkpoint.wait_copied()
             else:
                 for checkpoint in list(self._uncopied):
-                    checkpoint.wait_groups_copied(checkpoint.groups_written_by(optimizer))
+                    with self._stalls.watching(checkpoint):
+                        checkpoint.wait_groups_copied(checkpoint.groups_written_by(optimizer))
                     if checkpoint.safe_to_mutate.done():
                         with contextlib.suppress(ValueError):  # another thread's optimizer was faster
                             self._uncopied.remove(checkpoint)
@@ -355,6 +424,20 @@ class Checkpointer:
                 self._stats = replace(stats, num_failed=stats.num_failed + 1)
         if error is not None and not isinstance(error, CheckpointSkipped):
             logger.warning("%s (%s)", error, type(error).__name__)
+        if sinks:
+            emit(self._outcome(checkpoint, error, size_bytes, elapsed_s))
+
+    def _outcome(
+        self, checkpoint: Checkpoint, error: CheckpointError | None, size_bytes: int, elapsed_s: float
+    ) -> Event:
+        origin, step = self.origin, checkpoint.step
+        if error is None:
+            path = str(self._directory.of_step(step))
+            return events.Published(origin, step=step, path=path, size_bytes=size_bytes, since_begun_s=elapsed_s)
+        if isinstance(error, CheckpointSkipped):
+            return events.Skipped(origin, step=step, reason=str(error))
+        kind = type(error).__name__
+        return events.Failed(origin, step=step, error=str(error), error_type=kind, since_begun_s=elapsed_s)
 
     def _landed(self, ordinal: int) -> Callable[[object], None]:
         """What takes a checkpoint off those in flight: not before its future says so, or wait() could miss it."""

@@ -60,6 +60,12 @@ class CheckpointerConfig:
     """Size of an arena block and of one write, bytes."""
     direct_io: bool = True
     """Bypass the page cache where the file system allows it."""
+    events: str | None = None
+    """File that this checkpointer's events are appended to, as JSON lines; among several ranks each has its own, with
+    ``-rank-00000`` in its name. ``None``: what the environment variable ``ELASTATES_EVENTS`` says, if it is set."""
+    stall_warning_share: float | None = 0.1
+    """Log a line that says why, when training has waited at gates for more than this share of the time; ``None``:
+    never."""
 
     def __post_init__(self) -> None:
         for name, kind in (
@@ -82,6 +88,8 @@ class CheckpointerConfig:
             raise ValueError(f"chunk_bytes is {self.chunk_bytes}, expected a multiple of 4096")
         if isinstance(self.lazy, str):  # would become one pattern per letter, "*" perhaps among them
             raise ValueError(f"lazy is {self.lazy!r}, expected a list of patterns")
+        if self.stall_warning_share is not None and not self.stall_warning_share >= 0:
+            raise ValueError(f"stall_warning_share is {self.stall_warning_share}, expected at least 0, or None")
         object.__setattr__(self, "lazy", tuple(self.lazy))
 
     @classmethod

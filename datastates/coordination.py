@@ -10,7 +10,9 @@ import itertools
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,6 +22,19 @@ from datastates import storage_ops
 from datastates.errors import CoordinationError, NotOneDirectoryError
 
 _constructions: Iterator[int] = itertools.count()
+ROUND_TRIP_S = 0.001
+"""An answer that takes no longer was there already, or as good as."""
+MAX_WAITS = 1024
+"""Waits remembered until somebody asks for them."""
+
+
+@dataclass(frozen=True)
+class RankWait:
+    """A stretch of monotonic time in which ``rank`` was waited for, after those before it had answered."""
+
+    rank: int
+    begin_s: float
+    end_s: float
 
 
 class Channel:
@@ -33,6 +48,7 @@ class Channel:
         self.rank = rank
         self.num_ranks = num_ranks
         self._previous: str | None = None
+        self._waits: list[RankWait] = []
 
     def gather(self, key: str, payload: bytes, timeout_s: float) -> list[bytes]:
         """Give ``payload``, get everyone's, by rank. Collective.
@@ -44,12 +60,17 @@ class Channel:
             return [payload]
         self._set(f"{key}/{self.rank}", payload)
         keys = [f"{key}/{rank}" for rank in range(self.num_ranks)]
-        answers = self._wait(keys, timeout_s, key)
+        answers = self._wait(keys, timeout_s, key, list(range(self.num_ranks)))
         # Everyone who takes part in this exchange has read the previous one: its keys can go.
         if self._previous is not None:
             self._store.delete_key(self._previous)
         self._previous = f"{key}/{self.rank}"
         return answers
+
+    def take_waits(self) -> list[RankWait]:
+        """Whose answers were waited for, and when, since the last call."""
+        waits, self._waits = self._waits, []
+        return waits
 
     def from_leader(self, key: str, payload: bytes | None, timeout_s: float) -> bytes:
         """Rank 0 gives ``payload``, everyone gets it. Collective.
@@ -64,7 +85,7 @@ class Channel:
             assert payload is not None
             self._set(key, payload)
             return payload
-        return self._wait([key], timeout_s, key)[0]
+        return self._wait([key], timeout_s, key, [0])[0]
 
     def forget(self, key: str) -> None:
         """Rank 0: drop an answer that everyone has read."""
@@ -80,7 +101,8 @@ class Channel:
         if self._store is not None:
             self._set(f"left/{self.rank}", b"")
             if self.rank == 0:
-                self._wait([f"left/{rank}" for rank in range(self.num_ranks)], timeout_s, "left")
+                ranks = list(range(self.num_ranks))
+                self._wait([f"left/{rank}" for rank in ranks], timeout_s, "left", ranks)
 
     def _set(self, key: str, payload: bytes) -> None:
         assert self._store is not None
@@ -91,13 +113,30 @@ class Channel:
                 f"rank {self.rank} lost the checkpoint store, which rank 0 hosts: {error}"
             ) from error
 
-    def _wait(self, keys: list[str], timeout_s: float, what: str) -> list[bytes]:
-        assert self._store is not None
+    def _wait(self, keys: list[str], timeout_s: float, what: str, ranks: list[int]) -> list[bytes]:
+        """The values of ``keys``, one after the other, so that it shows who was waited for: ``ranks``, in parallel."""
+        end_s = time.monotonic() + timeout_s
+        answers = []
         try:
-            self._store.wait(keys, timedelta(seconds=timeout_s))
-            return [self._store.get(key) for key in keys]
+            for key, rank in zip(keys, ranks, strict=True):
+                begin_s = time.monotonic()
+                answers.append(self._get(key, max(end_s - begin_s, 0.001)))
+                self._note(rank, begin_s)
         except RuntimeError as error:
+            self._note(ranks[len(answers)], begin_s)
             raise CoordinationError(self._diagnose(keys, timeout_s, what, error)) from error
+        return answers
+
+    def _get(self, key: str, timeout_s: float) -> bytes:
+        assert self._store is not None
+        self._store.set_timeout(timedelta(seconds=timeout_s))
+        return self._store.get(key)
+
+    def _note(self, rank: int, begin_s: float) -> None:
+        """Remember a wait that was more than a round trip."""
+        end_s = time.monotonic()
+        if end_s - begin_s > ROUND_TRIP_S and len(self._waits) < MAX_WAITS:
+            self._waits.append(RankWait(rank, begin_s, end_s))
 
     def _diagnose(self, keys: list[str], timeout_s: float, what: str, error: Exception) -> str:
         assert self._store is not None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from datastates.capture import Captured
 from datastates.errors import CheckpointError
 from datastates.futures import CheckpointFuture
+from datastates.sight.stalls import ChainReading
 
 import _elastates
 
@@ -43,10 +45,16 @@ class Checkpoint:
         self.begun_s = time.monotonic()
         self.captured = captured
         self.snapshot: Any = None  # _elastates.Snapshot, once submitted
+        self.submitted_s: float | None = None
+        self.size_bytes = 0  # of this rank's data file, once submitted
+        self.chain_at_submission: ChainReading | None = None
         self._submitted = threading.Event()
 
-    def submitted(self, snapshot: Any) -> None:
-        """The engine has it."""
+    def submitted(self, snapshot: Any, size_bytes: int = 0, chain: ChainReading | None = None) -> None:
+        """The engine has it, or never will."""
+        self.submitted_s = time.monotonic() if snapshot is not None else None
+        self.size_bytes = size_bytes
+        self.chain_at_submission = chain
         self.snapshot = snapshot
         self._submitted.set()
 
@@ -69,25 +77,27 @@ class Checkpoint:
         if self.snapshot is None:
             return
         for group in groups:
-            try:
-                self._wait_group_copied(group)
-            except _elastates.StatusError:
-                # The checkpoint failed, so its sources are free. Its own lane reports the failure: wait for that, so
-                # that whoever waits here sees it.
-                self.safe_to_mutate.exception()
+            if not self._wait_natively(partial(self.snapshot.wait_group_copied, group)):
                 return
 
-    def _wait_group_copied(self, group: int) -> None:
-        """In short native waits, between which Python handles signals: Ctrl-C ends a wait for storage that hangs."""
-        while True:
-            try:
-                self.snapshot.wait_group_copied(group, SIGNAL_CHECK_S)
-            except TimeoutError:
-                continue
-            return
-
     def wait_copied(self) -> None:
-        """Like :meth:`wait_groups_copied` for everything."""
+        """Like :meth:`wait_groups_copied` for everything; the Python state, encoded at the call, is not waited for."""
         self._submitted.wait()
         if self.snapshot is not None:
-            self.safe_to_mutate.exception()
+            self._wait_natively(self.snapshot.wait_copied)
+
+    def _wait_natively(self, wait: Callable[[float], None]) -> bool:
+        """In short native waits, between which Python handles signals: Ctrl-C ends a wait for storage that hangs.
+
+        Returns whether what was waited for has been copied; if not, the checkpoint failed, so its sources are free. Its
+        own lane reports the failure: that is waited for too, so that whoever waits here sees it.
+        """
+        while True:
+            try:
+                wait(SIGNAL_CHECK_S)
+            except TimeoutError:
+                continue
+            except _elastates.StatusError:
+                self.safe_to_mutate.exception()
+                return False
+            return True

@@ -14,6 +14,8 @@ import os
 import weakref
 from typing import Any, Protocol
 
+from datastates.sight import bus
+
 EXIT_TIMEOUT_S = 30.0
 """Longest drain at exit, seconds: a peer may be dead, or storage hang."""
 
@@ -41,6 +43,7 @@ def closed(one: Open) -> None:
 def _at_exit() -> None:
     for one in list(_open):
         one._close_at_exit()
+    bus.close(EXIT_TIMEOUT_S)  # what the drains told, too
 
 
 def _in_child() -> None:

@@ -22,6 +22,8 @@ from datastates.data_file import DataFilePlan
 from datastates.directory import CheckpointDirectory, data_file_name, expired
 from datastates.errors import CheckpointError
 from datastates.save_job import SaveJob, as_checkpoint_error
+from datastates.sight.bus import emit, sinks
+from datastates.sight.events import Origin, Pruned
 
 import _elastates
 
@@ -125,7 +127,11 @@ class Publisher:
                 if self._directory.of_step(step) not in newest
             ]
             if old and all(path.stat().st_size == size for path, size in self._published.items()):
+                begun_s = time.monotonic()
                 self._directory.remove(old)
+                if sinks:
+                    origin = Origin(str(self._directory.path), self._channel.rank)
+                    emit(Pruned(origin, steps=tuple(old), seconds=time.monotonic() - begun_s))
         except Exception:
             logger.exception("retention could not remove old checkpoints of %s", self._directory.path)
 

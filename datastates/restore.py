@@ -24,6 +24,8 @@ from datastates.errors import DamagedCheckpointError, RestoreError
 from datastates.loading import Target, load, plan_load
 from datastates.providers import provider_for
 from datastates.saved import SavedCheckpoint, match, selected_section
+from datastates.sight.bus import emit, sinks
+from datastates.sight.events import DamageFound, Origin, RestoreFellBack
 
 logger = logging.getLogger("datastates")
 T = TypeVar("T")
@@ -48,6 +50,10 @@ def restore(
         except DamagedCheckpointError as error:
             damaged[step] = str(error)
             logger.warning("checkpoint of step %d is damaged, falling back to an older one: %s", step, error)
+            if sinks:
+                origin = Origin(str(directory.path), vote.rank)
+                emit(DamageFound(origin, step=step, what=str(error)))
+                emit(RestoreFellBack(origin, step=step, reason=str(error)))
             continue
         _apply_on_all(vote, saved, state, only)
         return saved.manifest.step + 1, set(damaged)

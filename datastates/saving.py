@@ -30,6 +30,11 @@ from datastates.handle import Checkpoint
 from datastates.lanes import Lane
 from datastates.publishing import Publisher
 from datastates.save_job import SaveJob, as_checkpoint_error, forget_frames
+from datastates.sight.bus import emit, sinks
+from datastates.sight.events import Agreed, ArenaAllocated, Copied, Origin, Submitted, Written
+from datastates.sight.spans import snapshot_is_of, span
+from datastates.sight.stalls import ChainReading
+from datastates.sight.timeline import Activity, Cause, Timeline
 
 import _elastates
 
@@ -51,7 +56,11 @@ class SavePipeline:
         self._directory = directory
         self._config = config
         self._channel = channels[1]
+        self._plan_channel = channels[0]
         self._finished = finished
+        self._origin = Origin(str(directory.path), channels[1].rank)
+        self.timeline = Timeline()
+        """What the plan lane was busy with."""
         self._publisher = Publisher(directory, config, channels[1])
         self._planner = Planner(channels[0], config.chunk_bytes, config.commit_timeout_s)
         self._engine: Any = None
@@ -79,6 +88,17 @@ class SavePipeline:
         """Size of the arena; 0 before the first checkpoint unless ``arena_mb`` is set."""
         return self._arena_bytes
 
+    def arena_use(self) -> tuple[int, int]:
+        """Bytes of the arena that are lent out, and its size."""
+        engine = self._engine
+        stats = engine.stats() if engine is not None else {"arena_bytes": 0, "free_bytes": 0}
+        return stats["arena_bytes"] - stats["free_bytes"], stats["arena_bytes"]
+
+    def chain(self) -> ChainReading | None:
+        """The engine's clocks and counters now; ``None`` while there is no engine."""
+        engine = self._engine  # one look: close() may take it away
+        return None if engine is None else ChainReading.of(engine.stats())
+
     def close(self, timeout_s: float | None = None) -> bool:
         """Finish every checkpoint, then end the threads; returns whether ``timeout_s`` was enough. Idempotent."""
         end_s = None if timeout_s is None else time.monotonic() + timeout_s
@@ -94,9 +114,14 @@ class SavePipeline:
     # ---- plan lane ----
 
     def _plan(self, job: SaveJob) -> None:
+        with span("plan", job.checkpoint.step):
+            self._plan_job(job)
+
+    def _plan_job(self, job: SaveJob) -> None:
         checkpoint = job.checkpoint
         try:
-            job.plan, job.attempt = self._agree(checkpoint)
+            with span("agree", checkpoint.step):
+                job.plan, job.attempt = self._agree(checkpoint)
         except Exception as error:  # noqa: BLE001  (a lane accounts for everything)
             self._give_up(job, error)
             return
@@ -129,12 +154,20 @@ class SavePipeline:
         alone = self._channel.num_ranks == 1
         ready = policy == "wait" or self.has_room_for(self._planner.file_bytes(captured))
         begin = begin_message(captured, checkpoint.step, ready, attempt, problem, alone)
+        begun_s = time.monotonic()
         try:
             plan, name = self._planner.agree(captured, begin, key, policy)
         except Exception:
             if attempt:
                 self._remove_empty(self._directory.path / attempt)
             raise
+        finally:
+            waits = self._plan_channel.take_waits()
+            self.timeline.add(Activity(Cause.AGREEMENT, wait.begin_s, wait.end_s, wait.rank) for wait in waits)
+        if sinks:
+            waited = {wait.rank: wait.end_s - wait.begin_s for wait in waits}
+            agreement_s = time.monotonic() - begun_s
+            emit(Agreed(self._origin, step=checkpoint.step, agreement_s=agreement_s, waited_s_by_rank=waited))
         return plan, self._directory.path / name
 
     @staticmethod
@@ -150,21 +183,32 @@ class SavePipeline:
         captured = job.checkpoint.captured
         file = job.plan.files[self._channel.rank]
         self._check_space(job.plan.size_bytes)
-        job.checkpoint.submitted(
-            self._engine_for(file.size_bytes).submit(
-                path=str(job.attempt / data_file_name(self._channel.rank)),
-                header=file.header,
-                refs=captured.refs,
-                index=file.index,
-                source_begin=file.source_begin,
-                file_begin=file.begins,
-                sizes=file.sizes,
-                extent_ends=file.extent_ends,
-                file_size=file.size_bytes,
-                num_groups=captured.structure.num_groups,
-            )
+        engine = self._engine_for(file.size_bytes, job.checkpoint.step)
+        chain = ChainReading.of(engine.stats())
+        snapshot = engine.submit(
+            path=str(job.attempt / data_file_name(self._channel.rank)),
+            header=file.header,
+            refs=captured.refs,
+            index=file.index,
+            source_begin=file.source_begin,
+            file_begin=file.begins,
+            sizes=file.sizes,
+            extent_ends=file.extent_ends,
+            file_size=file.size_bytes,
+            num_groups=captured.structure.num_groups,
         )
-        job.objects = self._write_objects(job.attempt, captured.python)
+        job.checkpoint.submitted(snapshot, file.size_bytes, chain)
+        snapshot_is_of(snapshot.id, job.checkpoint.step)
+        if sinks:
+            emit(Submitted(self._origin, **self._progress(job.checkpoint)))
+        with self.timeline.doing(Cause.PYTHON_STATE), span("write Python state", job.checkpoint.step):
+            job.objects = self._write_objects(job.attempt, captured.python)
+
+    @staticmethod
+    def _progress(checkpoint: Checkpoint) -> dict[str, Any]:
+        """What events of milestones have in common."""
+        since_begun_s = time.monotonic() - checkpoint.begun_s
+        return {"step": checkpoint.step, "size_bytes": checkpoint.size_bytes, "since_begun_s": since_begun_s}
 
     def _check_space(self, size_bytes: int) -> None:
         stat = os.statvfs(self._directory.path)
@@ -175,11 +219,16 @@ class SavePipeline:
                 "free space or lower keep_last"
             )
 
-    def _engine_for(self, file_bytes: int) -> Any:
+    def _engine_for(self, file_bytes: int, step: int) -> Any:
         with self._engine_lock:
             if self._engine is None:
-                self._engine = self._config.make_engine(file_bytes)
+                begun_s = time.monotonic()
+                with self.timeline.doing(Cause.ARENA), span("allocate the arena", step):
+                    self._engine = self._config.make_engine(file_bytes)
                 self._arena_bytes = int(self._engine.stats()["arena_bytes"])
+                if sinks:
+                    seconds = time.monotonic() - begun_s
+                    emit(ArenaAllocated(self._origin, step=step, size_bytes=self._arena_bytes, seconds=seconds))
             return self._engine
 
     @without_gc()
@@ -192,6 +241,11 @@ class SavePipeline:
     # ---- copied and written lanes ----
 
     def _see_copied(self, job: SaveJob) -> None:
+        with span("see copied", job.checkpoint.step):
+            self._await_copied(job)
+        self._written_lane.put(job)
+
+    def _await_copied(self, job: SaveJob) -> None:
         checkpoint = job.checkpoint
         if checkpoint.snapshot is not None:
             try:
@@ -202,11 +256,18 @@ class SavePipeline:
         checkpoint.captured = None
         if job.error is None:
             checkpoint.safe_to_mutate._resolve(None)
+            if sinks:
+                submitted_s, copied_s, _ = checkpoint.snapshot.times()
+                emit(Copied(self._origin, **self._progress(checkpoint), copy_s=copied_s - submitted_s))
         else:
             self._fail(job, job.error)
-        self._written_lane.put(job)
 
     def _see_written(self, job: SaveJob) -> None:
+        with span("see written", job.checkpoint.step):
+            self._await_written(job)
+        self._commit_lane.put(job)
+
+    def _await_written(self, job: SaveJob) -> None:
         checkpoint = job.checkpoint
         if checkpoint.snapshot is not None:
             try:
@@ -215,9 +276,11 @@ class SavePipeline:
                 job.error = job.error or self._explain(job, error)
         if job.error is None:
             checkpoint.written._resolve(None)
+            if sinks:
+                submitted_s, _, written_s = checkpoint.snapshot.times()
+                emit(Written(self._origin, **self._progress(checkpoint), write_s=written_s - submitted_s))
         else:
             self._fail(job, job.error)
-        self._commit_lane.put(job)
 
     def _explain(self, job: SaveJob, error: Exception) -> CheckpointError:
         if isinstance(error, _elastates.StatusError) and error.args[0] == "mutated":
@@ -236,7 +299,8 @@ class SavePipeline:
 
     def _commit(self, job: SaveJob) -> None:
         try:
-            final = self._publisher.publish(job)
+            with span("publish", job.checkpoint.step):
+                final = self._publisher.publish(job)
         except Exception as error:  # noqa: BLE001
             self._give_up(job, error)
             return
@@ -244,7 +308,8 @@ class SavePipeline:
         self._finished(job.checkpoint, None, job.plan.size_bytes)  # first: who sees it durable sees it counted
         job.checkpoint.durable._resolve(final)
         if self._channel.rank == 0:
-            self._publisher.prune()
+            with span("prune"):
+                self._publisher.prune()
 
     def _give_up(self, job: SaveJob, error: Exception) -> None:
         failure = as_checkpoint_error(job.checkpoint, error, self._channel.rank)
