@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from datastates import storage_ops
 from datastates.errors import CoordinationError, NotOneDirectoryError
+from datastates.sight.spans import record, recorders
 
 _constructions: Iterator[int] = itertools.count()
 ROUND_TRIP_S = 0.001
@@ -137,6 +138,8 @@ class Channel:
         end_s = time.monotonic()
         if end_s - begin_s > ROUND_TRIP_S and len(self._waits) < MAX_WAITS:
             self._waits.append(RankWait(rank, begin_s, end_s))
+            if recorders:
+                record(f"wait for rank {rank}", int(begin_s * 1e9))
 
     def _diagnose(self, keys: list[str], timeout_s: float, what: str, error: Exception) -> str:
         assert self._store is not None

@@ -24,6 +24,7 @@ from datastates.errors import CheckpointError
 from datastates.save_job import SaveJob, as_checkpoint_error
 from datastates.sight.bus import emit, sinks
 from datastates.sight.events import Origin, Pruned
+from datastates.sight.spans import span
 
 import _elastates
 
@@ -51,14 +52,17 @@ class Publisher:
         assert job.plan is not None and job.attempt is not None
         timeout_s = self._config.commit_timeout_s
         key = f"{job.checkpoint.ordinal}"
-        answers = self._channel.gather(f"written/{key}", self._digests(job), timeout_s)
+        with span("gather digests", job.checkpoint.step):
+            answers = self._channel.gather(f"written/{key}", self._digests(job), timeout_s)
         if self._told is not None:
             self._channel.forget(self._told)  # who has come this far has read it
         self._told = f"published/{key}"
         outcome = b""
         if self._channel.rank == 0:
-            outcome = self._decide(job, [json.loads(answer) for answer in answers])
-        outcome = self._channel.from_leader(f"published/{key}", outcome, timeout_s)
+            with span("manifest and rename", job.checkpoint.step):
+                outcome = self._decide(job, [json.loads(answer) for answer in answers])
+        with span("hear the outcome", job.checkpoint.step):
+            outcome = self._channel.from_leader(f"published/{key}", outcome, timeout_s)
         if outcome != b"ok":
             raise job.error or CheckpointError(f"checkpoint of step {job.checkpoint.step}: {outcome.decode()}")
         return self._directory.of_step(job.checkpoint.step)

@@ -26,6 +26,7 @@ from datastates.providers import provider_for
 from datastates.saved import SavedCheckpoint, match, selected_section
 from datastates.sight.bus import emit, sinks
 from datastates.sight.events import DamageFound, Origin, RestoreFellBack
+from datastates.sight.spans import span
 
 logger = logging.getLogger("datastates")
 T = TypeVar("T")
@@ -55,7 +56,8 @@ def restore(
                 emit(DamageFound(origin, step=step, what=str(error)))
                 emit(RestoreFellBack(origin, step=step, reason=str(error)))
             continue
-        _apply_on_all(vote, saved, state, only)
+        with span("take Python values back", step):
+            _apply_on_all(vote, saved, state, only)
         return saved.manifest.step + 1, set(damaged)
     if damaged:
         report = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
@@ -81,7 +83,8 @@ def _load_step(
     def open_step() -> SavedCheckpoint:
         return SavedCheckpoint(path, read_manifest(path), vote.rank, allow_pickle, only, strict)
 
-    saved = vote.all_agree(open_step)
+    with span("read the manifest", step):
+        saved = vote.all_agree(open_step)
 
     def match_step() -> list[Target]:
         return match(saved, state, strict, only)
@@ -91,8 +94,10 @@ def _load_step(
         return load(saved.path, saved.manifest, plan, threads=config.read_threads, direct_io=config.direct_io)
 
     try:
-        targets = vote.all_agree(match_step)
-        vote.all_agree(load_step)
+        with span("match names", step):
+            targets = vote.all_agree(match_step)
+        with span("load tensors", step):
+            vote.all_agree(load_step)
     except BaseException:
         saved.roll_back()
         raise

@@ -40,7 +40,7 @@ from datastates.sight.exporters import (
 from datastates.sight.sinks import JsonLinesSink, LoggingSink
 from datastates.sight.stalls import GateWait, Share, StallReport
 from datastates.sight.timeline import Cause
-from datastates.sight.trace import trace
+from datastates.sight.trace import merge_traces, trace
 
 __all__ = [
     "Agreed",
@@ -77,6 +77,7 @@ __all__ = [
     "add_sink",
     "emit",
     "flush",
+    "merge_traces",
     "metrics",
     "num_dropped",
     "remove_sink",

@@ -25,6 +25,13 @@ _TRACK_OF = {
     "allocate the arena": "plan",
     "write Python state": "plan",
     "prune": "publish",
+    "gather digests": "publish",
+    "manifest and rename": "publish",
+    "hear the outcome": "publish",
+    "read the manifest": "restore()",
+    "match names": "restore()",
+    "load tensors": "restore()",
+    "take Python values back": "restore()",
 }
 _FLOW = ("checkpoint()", "plan", "see copied", "see written", "publish")
 
@@ -75,6 +82,27 @@ def to_json(recording: Recording) -> dict[str, Any]:
         "displayTimeUnit": "ms",
         "otherData": {"begin_unix_s": recording.begin_unix_s, "records_dropped": recording.num_dropped},
     }
+
+
+def merged(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Traces of several ranks as one, on the clock of the first: as far apart as their machines' wall clocks say.
+
+    Processes and flows of different documents are kept apart, whatever their numbers.
+    """
+    begun_unix_s = [document["otherData"]["begin_unix_s"] for document in documents]
+    events = []
+    for index, document in enumerate(documents):
+        later_us = (begun_unix_s[index] - begun_unix_s[0]) * 1e6
+        for event in document["traceEvents"]:
+            moved = {**event, "pid": index}
+            if "ts" in event:
+                moved["ts"] = event["ts"] + later_us
+            if "id" in event:
+                moved["id"] = f"{index}/{event['id']}"
+            events.append(moved)
+    dropped = sum(document["otherData"]["records_dropped"] for document in documents)
+    other = {"begin_unix_s": begun_unix_s[0], "records_dropped": dropped}
+    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": other}
 
 
 def lay_out(writes: Iterable[NativeSlice]) -> list[tuple[int, NativeSlice]]:

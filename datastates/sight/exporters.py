@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from datastates.sight.metrics import Metrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _metrics = Metrics()
+_servers: weakref.WeakSet[MetricsServer] = weakref.WeakSet()
 
 
 def metrics() -> Metrics:
@@ -41,12 +43,17 @@ class MetricsServer:
         self.url = f"http://{shown}:{self.port}/metrics"
         self._thread = threading.Thread(target=self._server.serve_forever, name="ds-metrics", daemon=True)
         self._thread.start()
+        _servers.add(self)
 
     def close(self) -> None:
         """Stop listening. Idempotent."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def close_in_child(self) -> None:
+        """Let go of the port: a forked child has no thread that would answer."""
+        self._server.socket.close()
 
     def __enter__(self) -> MetricsServer:
         return self
@@ -55,6 +62,14 @@ class MetricsServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _close_all_in_child() -> None:
+    for server in list(_servers):
+        server.close_in_child()
+
+
+os.register_at_fork(after_in_child=_close_all_in_child)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

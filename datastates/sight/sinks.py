@@ -39,7 +39,9 @@ class JsonLinesSink:
     def __call__(self, event: Event) -> None:
         if self._directory in (None, event.origin.directory):
             line = json.dumps(event.to_dict(), separators=(",", ":"), default=str)
-            os.write(self._fd, line.encode() + b"\n")
+            content = line.encode() + b"\n"
+            if os.write(self._fd, content) < len(content):
+                raise OSError(f"{self.path}: no room for another event")
 
     def close(self) -> None:
         """Idempotent; events that come later are an error."""

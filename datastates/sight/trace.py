@@ -7,14 +7,15 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
 from datastates.sight.bus import add_sink, remove_sink
-from datastates.sight.chrome_trace import CREDITS, NativeSlice, Recording, Sample, to_json
+from datastates.sight.chrome_trace import CREDITS, NativeSlice, Recording, Sample, merged, to_json
 from datastates.sight.events import Event, Failed, Published
 from datastates.sight.sinks import file_of_rank
 from datastates.sight.spans import PythonSlice, recorders
@@ -43,18 +44,28 @@ def trace(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     finally:
         recorder.stop()
-        write_json(file_of_rank(path, rank, num_ranks), recorder.recording())
+        _write_json(file_of_rank(path, rank, num_ranks), to_json(recorder.recording()))
 
 
 def _distributed() -> bool:
     return bool(dist.is_available() and dist.is_initialized())
 
 
-def write_json(path: Path, recording: Recording) -> None:
+def merge_traces(paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str]) -> None:
+    """One file of the traces that several ranks have written, to see who waited for whom.
+
+    Args:
+        paths: of the ranks' files, in the order in which they are to be shown.
+        out: where the result goes. Ranks lie as far apart as the wall clocks of their machines say.
+    """
+    _write_json(Path(out), merged([json.loads(Path(path).read_text()) for path in paths]))
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
     """All of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(to_json(recording), separators=(",", ":")))
+    unfinished.write_text(json.dumps(document, separators=(",", ":")))
     unfinished.replace(path)
 
 

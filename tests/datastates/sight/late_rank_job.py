@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 import datastates
+from datastates import sight
 
 LATE_S = 0.3
 
@@ -19,7 +20,7 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 state = {"model": model, "optimizer": optimizer}
 model(torch.ones(1, 16)).sum().backward()
 
-with datastates.Checkpointer(sys.argv[1]) as checkpoints:
+with sight.trace(sys.argv[1] + ".json"), datastates.Checkpointer(sys.argv[1]) as checkpoints:
     checkpoints.checkpoint(0, state).durable.result(60)
     dist.barrier()
     store = dist.distributed_c10d._get_default_store()

@@ -2,6 +2,7 @@
 
 import builtins
 import math
+import os
 import socket
 import urllib.error
 import urllib.request
@@ -179,6 +180,23 @@ def test_the_endpoint_is_on_loopback_and_ends(server: sight.MetricsServer) -> No
     server.close()
     with socket.socket() as client:
         assert client.connect_ex(("127.0.0.1", server.port)) != 0
+
+
+def test_a_forked_child_lets_go_of_the_port(server: sight.MetricsServer) -> None:
+    """A data loader's worker may live on after the server was closed."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(writer)
+        os.read(reader, 1)  # until the parent has seen enough
+        os._exit(0)
+    server.close()
+    with socket.create_server(("127.0.0.1", server.port)) as again:
+        assert again.getsockname()[1] == server.port
+    os.write(writer, b".")
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(reader)
+    os.close(writer)
 
 
 def test_textfile_for_node_exporter(open_checkpoints: Open, state: State, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The stall report: every cause made to happen, and named."""
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -97,6 +98,12 @@ def test_a_late_rank_is_named(launch: Launcher, tmp_path: Path, free_port: int) 
     assert found[1] == "agreement:1"
     assert float(found[2]) >= 0.25
     assert "waiting for agreement with rank 1" in found[3]
+
+    sight.merge_traces([tmp_path / f"run-rank-{rank:05d}.json" for rank in range(2)], tmp_path / "both.json")
+    events = json.loads((tmp_path / "both.json").read_text())["traceEvents"]
+    late = [event for event in events if event["name"] == "wait for rank 1" and event["dur"] > 0.25e6]
+    assert [event["pid"] for event in late] == [0]
+    assert {event["pid"] for event in events if event["name"] == "checkpoint()"} == {0, 1}
 
 
 def test_python_state_of_an_earlier_checkpoint_is_named(open_checkpoints: Open, monkeypatch: Any) -> None:

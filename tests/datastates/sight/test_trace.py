@@ -110,7 +110,8 @@ def test_tracks_are_the_actors_and_the_lanes(traced: tuple[list[Event], int]) ->
         "publish (ds-commit)",
     }
     assert {event["tid"] for event in slices(events, "checkpoint()")} == {threading.get_native_id()}
-    for name, count in {"checkpoint()": 3, "plan": 3, "agree": 3, "publish": 3, "restore()": 1}.items():
+    inside = {"gather digests": 3, "manifest and rename": 3, "hear the outcome": 3, "load tensors": 1}
+    for name, count in {**inside, "checkpoint()": 3, "plan": 3, "agree": 3, "publish": 3, "restore()": 1}.items():
         assert len(slices(events, name)) == count, name
     assert len(slices(events, "allocate the arena")) == 1
     assert len(slices(events, "prune")) == 3
@@ -178,6 +179,26 @@ def test_one_trace_at_a_time_and_none_afterwards(open_checkpoints: Open, state: 
         pass
     document = json.loads((tmp_path / "empty.json").read_text())
     assert [event["ph"] for event in document["traceEvents"]] == ["M"]
+
+
+def test_traces_of_ranks_are_merged_on_one_clock(tmp_path: Path) -> None:
+    def document(begin_unix_s: float, dropped: int) -> dict[str, Any]:
+        call = {"ph": "X", "name": "checkpoint()", "pid": 77, "tid": 5, "ts": 10.0, "dur": 1.0}
+        flow = {"ph": "s", "name": "step 1", "id": 1, "pid": 77, "tid": 5, "ts": 10.0}
+        name = {"ph": "M", "name": "process_name", "pid": 77, "tid": 0, "args": {"name": "rank"}}
+        other = {"begin_unix_s": begin_unix_s, "records_dropped": dropped}
+        return {"traceEvents": [name, call, flow], "otherData": other}
+
+    paths = [tmp_path / "rank-0.json", tmp_path / "rank-1.json"]
+    for path, begun, dropped in zip(paths, (100.0, 100.25), (1, 2), strict=True):
+        path.write_text(json.dumps(document(begun, dropped)))
+    sight.merge_traces(paths, tmp_path / "all.json")
+    both = json.loads((tmp_path / "all.json").read_text())
+    found = [(e["pid"], e["ts"]) for e in both["traceEvents"] if e["ph"] == "X"]
+    assert found == [(0, 10.0), (1, 250_010.0)]
+    assert [e["id"] for e in both["traceEvents"] if e["ph"] == "s"] == ["0/1", "1/1"]
+    assert {e["pid"] for e in both["traceEvents"] if e["ph"] == "M"} == {0, 1}
+    assert both["otherData"] == {"begin_unix_s": 100.0, "records_dropped": 3}
 
 
 pieces = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 20)), max_size=30)
