@@ -25,6 +25,7 @@ from datastates.errors import (
 )
 from datastates.futures import CheckpointFuture
 from datastates.handle import Checkpoint
+from datastates.integrations import dcp_reader, dcp_writer
 from datastates.providers import StateProvider, per_rank, register_provider, rng_state
 from datastates.reader import CheckpointReader, Damage, open_checkpoint
 from datastates.typed_json import pickled
@@ -50,6 +51,8 @@ __all__ = [
     "RestoreError",
     "StateProvider",
     "StorageFullError",
+    "dcp_reader",
+    "dcp_writer",
     "open_checkpoint",
     "per_rank",
     "pickled",

@@ -210,7 +210,7 @@ def _tensor(name: str, data: dict[str, Any], files: Sequence[DataFile]) -> Tenso
     whole = Box.whole(shape)
     shards = tuple([_shard(name, dtype_of(dtype), shape, whole, row, files) for row in data["shards"]])
     if len(shards) != 1 or shards[0].box is not whole:
-        _check_tiling(name, whole, shards)
+        check_tiling(name, whole, shards)
     return TensorInfo(dtype, shape, shards)
 
 
@@ -229,8 +229,8 @@ def _shard(
     return Shard(file, begin, end, box)
 
 
-def _check_tiling(name: str, whole: Box, shards: Sequence[Shard]) -> None:
-    """Every element stored exactly once: volumes add up and no two boxes meet."""
+def check_tiling(name: str, whole: Box, shards: Sequence[Shard]) -> None:
+    """Raise ``ValueError`` unless every element is stored exactly once: volumes add up and no two boxes meet."""
     if sum(s.box.numel for s in shards) != whole.numel:
         raise ValueError(f"{name}: the stored boxes hold {sum(s.box.numel for s in shards)} of {whole.numel} elements")
     ordered = sorted((s.box for s in shards if s.box.numel), key=lambda box: box.offsets)

@@ -10,6 +10,7 @@ import base64
 import collections
 import datetime
 import enum
+import io
 import math
 import pathlib
 import pickle
@@ -128,6 +129,8 @@ def decode(value: Json, tensor_in: TensorIn | None = None, allow_pickle: bool = 
         flat = torch.frombuffer(bytearray(base64.b64decode(value["v"])) or bytearray(1), dtype=torch.uint8)
         flat = flat if value["v"] else flat[:0]
         return flat.view(dtype_of(value["dtype"])).reshape(value["shape"])
+    if kind == "torch_save":
+        return _unsaved(base64.b64decode(value["v"]), allow_pickle)
     if kind == "pickle" and not allow_pickle:
         raise ValueError(
             "this value is a pickle, which can run code; pass allow_pickle=True if you trust the checkpoint"
@@ -161,6 +164,16 @@ def _inline_tensor(tensor: torch.Tensor) -> Json:
         "shape": list(host.shape),
         "v": base64.b64encode(raw).decode(),
     }
+
+
+def _unsaved(raw: bytes, allow_pickle: bool) -> Any:
+    try:
+        return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=not allow_pickle)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            "this value was stored with torch.save and has types that only running code can restore; pass "
+            f"allow_pickle=True if you trust the checkpoint ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def _array(array: np.ndarray, path: str) -> Json:
