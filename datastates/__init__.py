@@ -20,6 +20,7 @@ from datastates.errors import (
     DirectoryBusyError,
     MutationError,
     NotOneDirectoryError,
+    ReplicationError,
     RestoreError,
     StorageFullError,
 )
@@ -28,6 +29,7 @@ from datastates.handle import Checkpoint
 from datastates.integrations import dcp_reader, dcp_writer
 from datastates.providers import StateProvider, per_rank, register_provider, rng_state
 from datastates.reader import CheckpointReader, Damage, open_checkpoint
+from datastates.tiers.config import Tier
 from datastates.typed_json import pickled
 from datastates.zarr import zarr_store
 
@@ -48,9 +50,11 @@ __all__ = [
     "DirectoryBusyError",
     "MutationError",
     "NotOneDirectoryError",
+    "ReplicationError",
     "RestoreError",
     "StateProvider",
     "StorageFullError",
+    "Tier",
     "dcp_reader",
     "dcp_writer",
     "open_checkpoint",

@@ -21,13 +21,12 @@ from datastates import storage_ops
 from datastates.capture import EVERYTHING, Captured, StateCapture
 from datastates.config import MB, CheckpointerConfig, CheckpointStats
 from datastates.coordination import Coordinator, prove_one_directory
-from datastates.directory import CheckpointDirectory, read_manifest
+from datastates.directory import CheckpointDirectory
 from datastates.errors import (
     ArenaExhaustedError,
     CheckpointError,
     CheckpointSkipped,
     CoordinationError,
-    DamagedCheckpointError,
     RestoreError,
 )
 from datastates.gate import unwatch_optimizers, watch_optimizers
@@ -42,6 +41,8 @@ from datastates.sight.observed import observe
 from datastates.sight.sinks import open_event_file
 from datastates.sight.spans import span
 from datastates.sight.stalls import StallLog, StallReport
+from datastates.tiers.library import Library
+from datastates.tiers.replication import Replication, Report
 
 logger = logging.getLogger("datastates")
 
@@ -74,14 +75,17 @@ class Checkpointer:
             prove_one_directory(self._directory.path, self._channel, self.config.commit_timeout_s)
         self._vote = Vote(self._channel, self.config.commit_timeout_s)
         self._capture = StateCapture(self._channel.rank, self.config.lazy)
+        self.origin = Origin(str(self._directory.path), self._channel.rank)
+        """Whose events these are."""
+        self._library = Library(self._directory, self.config.replicate_to)
+        self._replication = self._make_replication()
         self._pipeline = SavePipeline(
             self._directory,
             self.config,
             (self._coordinator.channel(), self._coordinator.channel()),
             self._finished,
+            self._replication,
         )
-        self.origin = Origin(str(self._directory.path), self._channel.rank)
-        """Whose events these are."""
         self._event_file = open_event_file(self.config.events, self.origin, self._channel.num_ranks)
         self._stalls = StallLog(
             self.origin, self._pipeline.chain, self._pipeline.timeline, self.config.stall_warning_share
@@ -100,6 +104,11 @@ class Checkpointer:
         observe(self)
         opened(self)
 
+    def _make_replication(self) -> Replication | None:
+        if not self.config.replicate_to:
+            return None
+        return Replication(self.config.replicate_to, self._coordinator.channel(), self.origin, self._replicated)
+
     # ---- taking checkpoints ----
 
     def checkpoint(
@@ -116,7 +125,7 @@ class Checkpointer:
             metadata: JSON values to keep in the manifest.
 
         Returns:
-            Handle with the futures ``safe_to_mutate``, ``written`` and ``durable``.
+            Handle with the futures ``safe_to_mutate``, ``written``, ``durable`` and ``replicated``.
 
         Raises:
             CheckpointError: an earlier failure that is due (``on_failure``, ``max_consecutive_failures``).
@@ -195,7 +204,7 @@ class Checkpointer:
         self._pass_gate(None)
 
     def wait(self) -> None:
-        """Wait until every checkpoint begun is durable or has failed.
+        """Wait until every checkpoint begun is durable or has failed; not for copies in tiers.
 
         Raises:
             CheckpointError: a failure that is due.
@@ -211,7 +220,9 @@ class Checkpointer:
         self._uncopied.clear()
 
     def close(self) -> None:
-        """Drain and release everything. Idempotent; :meth:`restore` and :meth:`checkpoint` refuse afterwards.
+        """Drain, copies to tiers included, and release everything. Idempotent.
+
+        :meth:`restore` and :meth:`checkpoint` refuse afterwards.
 
         Raises:
             CheckpointError: a failure that is due.
@@ -269,6 +280,7 @@ class Checkpointer:
     ) -> int:
         """Bring ``state`` to the newest whole checkpoint, in place; every byte is verified. Collective.
 
+        One that only a tier has (``replicate_to``) is first fetched into the directory, by rank 0.
         Damage anywhere makes all ranks fall back together to the next older checkpoint, with a warning that names it.
         Works on any number of ranks: replicated and sharded tensors are cut anew, Python values and tensors of one rank
         alone come back to the same rank (rank modulo the number of ranks that saved).
@@ -311,7 +323,7 @@ class Checkpointer:
         patterns = [only] if isinstance(only, str) else only
         try:
             step, damaged = restore(
-                self._directory,
+                self._library,
                 self._vote,
                 state,
                 config=self.config,
@@ -323,6 +335,8 @@ class Checkpointer:
             self._unusable = str(error)
             raise
         self._pipeline.damaged.update(damaged)
+        if self._replication is not None:
+            self._replication.restored(self._directory, step - 1, damaged)
         with self._lock:
             self._failures.clear()
             self._consecutive_failures = 0
@@ -331,25 +345,28 @@ class Checkpointer:
         return step, damaged
 
     def steps(self) -> list[int]:
-        """Published steps, ascending."""
-        return self._directory.steps()
+        """Published steps, here and in the tiers, ascending.
 
-    def latest(self) -> Path | None:
-        """The newest checkpoint whose manifest, file sizes and headers are intact; ``None`` if there is none."""
-        for step in reversed(self.steps()):
-            path = self._directory.of_step(step)
-            try:
-                read_manifest(path)
-            except DamagedCheckpointError as error:
-                logger.warning("passed over: %s", error)
-                continue
-            return path
-        return None
+        Raises:
+            RestoreError: a tier does not answer, and there is none here.
+        """
+        return sorted({place.step for place in self._library.places()})
+
+    def latest(self) -> Path | str | None:
+        """The newest checkpoint whose manifest and file sizes are intact: its path, or its URL if only a tier has it.
+
+        ``None`` if there is none.
+
+        Raises:
+            RestoreError: a tier does not answer, and there is none here.
+        """
+        return self._library.latest()
 
     def stats(self) -> CheckpointStats:
         """Counters since construction."""
         with self._lock:
-            return replace(self._stats, arena_bytes=self._pipeline.arena_bytes())
+            retries = self._replication.num_retries() if self._replication is not None else 0
+            return replace(self._stats, arena_bytes=self._pipeline.arena_bytes(), num_replication_retries=retries)
 
     def stall_report(self) -> StallReport:
         """How long training has waited for checkpoints, and why; ``print`` it, or look at its fields."""
@@ -438,6 +455,19 @@ class Checkpointer:
             return events.Skipped(origin, step=step, reason=str(error))
         kind = type(error).__name__
         return events.Failed(origin, step=step, error=str(error), error_type=kind, since_begun_s=elapsed_s)
+
+    def _replicated(self, report: Report) -> None:
+        """On a tier's lane."""
+        with self._lock:
+            stats = self._stats
+            self._stats = replace(
+                stats,
+                num_replicated=stats.num_replicated + report.num_copied,
+                num_replications_failed=stats.num_replications_failed + report.num_failed,
+                num_replications_passed_over=stats.num_replications_passed_over + report.num_passed_over,
+                bytes_replicated_total=stats.bytes_replicated_total + report.sent_bytes,
+                last_replicated_step=report.step if report.num_copied else stats.last_replicated_step,
+            )
 
     def _landed(self, ordinal: int) -> Callable[[object], None]:
         """What takes a checkpoint off those in flight: not before its future says so, or wait() could miss it."""

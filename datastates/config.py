@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from datastates.tiers.config import Tier, tiers_of
+
 import _elastates
 
 Policy = Literal["wait", "skip", "error"]
@@ -35,6 +37,9 @@ class CheckpointerConfig:
     """How many of the newest checkpoints stay; ``None``: all."""
     keep_every: int | None = None
     """Checkpoints of steps that this divides stay forever."""
+    replicate_to: tuple[Tier, ...] = ()
+    """Where published checkpoints are copied to behind training, and restored from if they are newer than those here:
+    a path, a URL such as ``s3://bucket/run``, a :class:`datastates.Tier`, or a list of those; see ``docs/tiers.md``."""
     verify_immutability: Verify = "sample"
     """Which lazily copied bytes are checksummed at the call and again when copied: a rotating window of
     :attr:`sample_bytes`, all of them (the only mode that promises to see every write past the counters), or none."""
@@ -91,6 +96,7 @@ class CheckpointerConfig:
         if self.stall_warning_share is not None and not self.stall_warning_share >= 0:
             raise ValueError(f"stall_warning_share is {self.stall_warning_share}, expected at least 0, or None")
         object.__setattr__(self, "lazy", tuple(self.lazy))
+        object.__setattr__(self, "replicate_to", tiers_of(self.replicate_to))
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> CheckpointerConfig:
@@ -142,3 +148,13 @@ class CheckpointStats:
     bytes_published_total: int = 0
     """Data files of all ranks, bytes."""
     arena_bytes: int = field(default=0)
+    num_replicated: int = 0
+    """Copies made, in all tiers."""
+    num_replications_failed: int = 0
+    num_replications_passed_over: int = 0
+    """Checkpoints that a tier did not take: not due, or a newer one came first."""
+    num_replication_retries: int = 0
+    """Operations on a tier that were tried again."""
+    bytes_replicated_total: int = 0
+    """Bytes sent to tiers."""
+    last_replicated_step: int | None = None

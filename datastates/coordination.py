@@ -6,6 +6,7 @@ collective of the trainer does not keep us from finding out, and a checkpoint ne
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import secrets
@@ -92,6 +93,31 @@ class Channel:
         """Rank 0: drop an answer that everyone has read."""
         if self._store is not None and self.rank == 0:
             self._store.delete_key(key)
+
+    def tell(self, key: str, payload: bytes) -> None:
+        """Rank 0: leave ``payload`` for all others to :meth:`hear`, and go on."""
+        if self._store is not None:
+            self._set(key, payload)
+
+    def hear(self, key: str, timeout_s: float) -> bytes | None:
+        """The other ranks, each once: what rank 0 told; ``None`` if it has said nothing within ``timeout_s`` seconds.
+
+        Raises:
+            CoordinationError: rank 0 is gone.
+        """
+        assert self._store is not None
+        try:
+            with contextlib.suppress(RuntimeError):  # a timeout, or else the next line finds out
+                self._store.wait([key], timedelta(seconds=timeout_s))
+            if not self._store.check([key]):
+                return None
+            payload: bytes = self._store.get(key)
+            if self._store.add(f"{key}/heard", 1) == self.num_ranks - 1:
+                self._store.delete_key(f"{key}/heard")
+                self._store.delete_key(key)
+            return payload
+        except RuntimeError as error:
+            raise CoordinationError(f"{key}: rank {self.rank} lost the checkpoint store, which rank 0 hosts") from error
 
     def leave(self, timeout_s: float) -> None:
         """Say that this rank asks nothing any more; rank 0, whose store this is, waits until all have.

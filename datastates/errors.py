@@ -31,6 +31,10 @@ class StorageFullError(CheckpointError):
     """The file system lacks the space (or quota) for a checkpoint."""
 
 
+class ReplicationError(CheckpointError):
+    """A published checkpoint could not be copied to a tier; it is whole where it was published."""
+
+
 class DamagedCheckpointError(DataStatesError):
     """Bytes on disk are not the bytes that were written; the message names file, range and tensors."""
 

@@ -30,6 +30,8 @@ class Checkpoint:
         safe_to_mutate: every byte this rank stores has been copied; the state may be written to.
         written: this rank's files are complete and fsynced.
         durable: the checkpoint is published, on every rank; the result is its path.
+        replicated: every tier that takes it has a whole, verified copy; the result is the URL of the one in the last
+            of them, or ``None`` if no tier takes it: there is none, it is not due, or a newer one came first.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Checkpoint:
         self.safe_to_mutate: CheckpointFuture[None] = CheckpointFuture()
         self.written: CheckpointFuture[None] = CheckpointFuture()
         self.durable: CheckpointFuture[Path] = CheckpointFuture()
+        self.replicated: CheckpointFuture[str | None] = CheckpointFuture()
         self.ordinal = ordinal
         self.metadata = metadata
         self.refusal = refusal  # why this rank could not capture its state, for the other ranks to hear
@@ -61,7 +64,7 @@ class Checkpoint:
     def fail(self, error: CheckpointError) -> None:
         """It will not be published. The futures not yet reached raise ``error``."""
         self._submitted.set()
-        for future in (self.safe_to_mutate, self.written, self.durable):
+        for future in (self.safe_to_mutate, self.written, self.durable, self.replicated):
             future._fail(error)
 
     def groups_written_by(self, optimizer: torch.optim.Optimizer) -> set[int]:

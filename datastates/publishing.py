@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,12 @@ class Publisher:
         )
         return manifest.dump(content, job.plan.tensors_text)
 
-    def prune(self) -> None:
-        """Rank 0: let go of what retention does not keep, but only while the newest is there, whole."""
+    def prune(self, pinned: Collection[int] = ()) -> None:
+        """Rank 0: let go of what retention does not keep, but only while the newest is there, whole.
+
+        Args:
+            pinned: steps that somebody still reads.
+        """
         try:
             # A damaged step may be newer than all that are whole: it must not stand in for one of them.
             steps = [step for step in self._directory.steps() if step not in self.damaged]
@@ -128,7 +133,7 @@ class Publisher:
             old = [
                 step
                 for step in expired(steps, self._config.keep_last, self._config.keep_every)
-                if self._directory.of_step(step) not in newest
+                if step not in pinned and self._directory.of_step(step) not in newest
             ]
             if old and all(path.stat().st_size == size for path, size in self._published.items()):
                 begun_s = time.monotonic()

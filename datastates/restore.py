@@ -1,7 +1,9 @@
 """Restore: bring a live state to the newest checkpoint that all ranks can load, bit for bit.
 
-rank 0:     list the published steps
+rank 0:     list the published steps, here and in the tiers
 every rank: for each step, newest first
+rank 0:       fetch it, if only a tier has it           -> all ranks go on with it, or all go on to the next
+every rank:
               read the manifest, check files          -> all ranks agree it is whole, or all go on to the next
               match names, shapes, dtypes             -> a misfit is the caller's error, on all ranks
               read tensors in place, verify           -> all ranks agree, or all go on to the next
@@ -12,28 +14,36 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from datastates.bulk import without_gc
 from datastates.capture import leaves, make_context
 from datastates.config import CheckpointerConfig
 from datastates.coordination import Channel
-from datastates.directory import CheckpointDirectory, read_manifest
+from datastates.directory import read_manifest
 from datastates.errors import DamagedCheckpointError, RestoreError
+from datastates.futures import CheckpointFuture
 from datastates.loading import Target, load, plan_load
 from datastates.providers import provider_for
 from datastates.saved import SavedCheckpoint, match, selected_section
 from datastates.sight.bus import emit, sinks
 from datastates.sight.events import DamageFound, Origin, RestoreFellBack
 from datastates.sight.spans import span
+from datastates.tiers.library import LOCAL, Library, Place
 
 logger = logging.getLogger("datastates")
 T = TypeVar("T")
 
+_AT_IT = b"at it"
+_TOLD: dict[str, type[Exception]] = {"damaged": DamagedCheckpointError, "restore": RestoreError}
+"""Errors that keep their type on the ranks that only hear of them."""
+
 
 def restore(
-    directory: CheckpointDirectory,
+    library: Library,
     vote: Vote,
     state: Mapping[str, Any],
     *,
@@ -43,32 +53,41 @@ def restore(
     allow_pickle: bool,
 ) -> tuple[int, set[int]]:
     """See :meth:`datastates.Checkpointer.restore`; returns the next step and the steps found damaged."""
-    steps = json.loads(vote.leader(json.dumps(directory.steps()).encode()))
-    damaged: dict[int, str] = {}
-    for step in reversed(steps):
+    places = [Place(*place) for place in vote.led(library.places)]
+    damaged: dict[Place, str] = {}
+    for place in places:
         try:
-            saved = _load_step(directory, vote, step, state, config, strict, only, allow_pickle)
+            path = _bring(library, vote, place, {place.step for place in damaged})
+            saved = _load_step(path, vote, place.step, state, config, strict, only, allow_pickle)
         except DamagedCheckpointError as error:
-            damaged[step] = str(error)
-            logger.warning("checkpoint of step %d is damaged, falling back to an older one: %s", step, error)
+            damaged[place] = str(error)
+            logger.warning("checkpoint of step %d is damaged, falling back to an older one: %s", place.step, error)
             if sinks:
-                origin = Origin(str(directory.path), vote.rank)
-                emit(DamageFound(origin, step=step, what=str(error)))
-                emit(RestoreFellBack(origin, step=step, reason=str(error)))
+                origin = Origin(str(library.path), vote.rank)
+                emit(DamageFound(origin, step=place.step, what=str(error)))
+                emit(RestoreFellBack(origin, step=place.step, reason=str(error)))
             continue
-        with span("take Python values back", step):
+        with span("take Python values back", place.step):
             _apply_on_all(vote, saved, state, only)
-        return saved.manifest.step + 1, set(damaged)
+        return saved.manifest.step + 1, {place.step for place in damaged} - {saved.manifest.step}
     if damaged:
-        report = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
+        report = "; ".join(f"step {place.step}: {why}" for place, why in damaged.items())
         raise RestoreError(
-            f"no checkpoint of {directory.path} can be restored and the live state may be half overwritten: {report}"
+            f"no checkpoint of {library} can be restored and the live state may be half overwritten: {report}"
         )
     return 0, set()
 
 
+def _bring(library: Library, vote: Vote, place: Place, damaged: set[int]) -> Path:
+    """The checkpoint's path in the local directory, once it is there."""
+    if place.tier != LOCAL:
+        with span("fetch from a tier", place.step):
+            vote.led(lambda: str(library.fetch(place, damaged)))
+    return library.path_of(place.step)
+
+
 def _load_step(
-    directory: CheckpointDirectory,
+    path: Path,
     vote: Vote,
     step: int,
     state: Mapping[str, Any],
@@ -77,8 +96,7 @@ def _load_step(
     only: Sequence[str] | None,
     allow_pickle: bool,
 ) -> SavedCheckpoint:
-    """Bring the tensors of ``state`` to ``step``, on all ranks or on none of them for good."""
-    path = directory.of_step(step)
+    """Bring the tensors of ``state`` to a checkpoint, on all ranks or on none of them for good."""
 
     def open_step() -> SavedCheckpoint:
         return SavedCheckpoint(path, read_manifest(path), vote.rank, allow_pickle, only, strict)
@@ -139,11 +157,34 @@ class Vote:
     def leader(self, payload: bytes) -> bytes:
         return self._gather(payload)[0]
 
+    def led(self, act: Callable[[], T]) -> T:
+        """``act()`` on rank 0, for as long as it takes; its result, which JSON can tell, on every rank.
+
+        The others wait as long as rank 0 says, within the timeout, that it is still at it.
+
+        Raises:
+            DamagedCheckpointError, RestoreError: rank 0 raised it.
+            Exception: rank 0's other error; on the others a ``ValueError`` that quotes it.
+        """
+        if self._channel.num_ranks == 1:
+            return act()
+        done: CheckpointFuture[T] = CheckpointFuture()
+        if self.rank == 0:
+            threading.Thread(target=_settle, args=(done, act), name="ds-lead", daemon=True).start()
+            while not _settled_within(done, self._timeout_s / 4):
+                self.leader(_AT_IT)
+        else:
+            done._resolve(None)  # type: ignore[arg-type]
+        while self.leader(b"") == _AT_IT:
+            pass
+        result = self.all_agree(done.result)
+        return cast(T, json.loads(self.leader(json.dumps(result).encode())))
+
     def all_agree(self, act: Callable[[], T]) -> T:
         """``act()`` on every rank.
 
         Raises:
-            DamagedCheckpointError: some rank found damage.
+            DamagedCheckpointError, RestoreError: some rank found that.
             Exception: this rank's other error; on the others a ``ValueError`` that quotes it.
         """
         result, failure = None, None
@@ -151,16 +192,32 @@ class Vote:
             result = act()
         except Exception as error:  # noqa: BLE001  (every rank learns of it and raises)
             failure = error
-        kind = "damaged" if isinstance(failure, DamagedCheckpointError) else "error" if failure else "ok"
+        kind = "ok" if failure is None else next((k for k, e in _TOLD.items() if isinstance(failure, e)), "error")
         answers = [json.loads(raw) for raw in self._gather(json.dumps([kind, str(failure)]).encode())]
-        if failure is not None and kind == "error":
+        if failure is not None and kind != "damaged":
             raise failure
         bad = [(kind, f"rank {rank}: {text}") for rank, (kind, text) in enumerate(answers) if kind != "ok"]
         if bad:
             text = "; ".join(dict.fromkeys(text for _, text in bad))
-            raise ValueError(text) if any(kind == "error" for kind, _ in bad) else DamagedCheckpointError(text)
+            kinds = {kind for kind, _ in bad}
+            raise ValueError(text) if "error" in kinds else _TOLD["restore" if "restore" in kinds else "damaged"](text)
         return result  # type: ignore[return-value]
 
     def _gather(self, payload: bytes) -> list[bytes]:
         self._count += 1  # keys must never repeat
         return self._channel.gather(f"restore/{self._count}", payload, self._timeout_s)
+
+
+def _settle(done: CheckpointFuture[T], act: Callable[[], T]) -> None:
+    try:
+        done._resolve(act())
+    except BaseException as error:  # noqa: BLE001  (raised where the result is asked for)
+        done._fail(error)
+
+
+def _settled_within(done: CheckpointFuture[T], timeout_s: float) -> bool:
+    try:
+        done.exception(timeout_s)
+    except TimeoutError:
+        return done.done()
+    return True

@@ -35,6 +35,7 @@ from datastates.sight.events import Agreed, ArenaAllocated, Copied, Origin, Subm
 from datastates.sight.spans import snapshot_is_of, span
 from datastates.sight.stalls import ChainReading
 from datastates.sight.timeline import Activity, Cause, Timeline
+from datastates.tiers.replication import Replication
 
 import _elastates
 
@@ -52,6 +53,7 @@ class SavePipeline:
         config: CheckpointerConfig,
         channels: tuple[Channel, Channel],
         finished: Finished,
+        replication: Replication | None,
     ) -> None:
         self._directory = directory
         self._config = config
@@ -62,6 +64,7 @@ class SavePipeline:
         self.timeline = Timeline()
         """What the plan lane was busy with."""
         self._publisher = Publisher(directory, config, channels[1])
+        self._replication = replication
         self._planner = Planner(channels[0], config.chunk_bytes, config.commit_timeout_s)
         self._engine: Any = None
         self._engine_lock = threading.Lock()
@@ -105,6 +108,9 @@ class SavePipeline:
         for lane in (self._plan_lane, self._copied_lane, self._written_lane, self._commit_lane):
             if not lane.close(None if end_s is None else max(0.0, end_s - time.monotonic())):
                 return False
+        left_s = None if end_s is None else max(0.0, end_s - time.monotonic())
+        if self._replication is not None and not self._replication.close(left_s):
+            return False
         with self._engine_lock:
             if self._engine is not None:
                 self._engine.close()
@@ -307,9 +313,13 @@ class SavePipeline:
         assert job.plan is not None
         self._finished(job.checkpoint, None, job.plan.size_bytes)  # first: who sees it durable sees it counted
         job.checkpoint.durable._resolve(final)
+        if self._replication is None:
+            job.checkpoint.replicated._resolve(None)
+        else:
+            self._replication.published(job.checkpoint, final)
         if self._channel.rank == 0:
             with span("prune"):
-                self._publisher.prune()
+                self._publisher.prune(self._replication.pinned() if self._replication is not None else ())
 
     def _give_up(self, job: SaveJob, error: Exception) -> None:
         failure = as_checkpoint_error(job.checkpoint, error, self._channel.rank)

@@ -189,9 +189,9 @@ def test_retention_removes_nothing_while_the_newest_is_not_whole(
 ) -> None:
     finish = publishing.Publisher.prune
 
-    def damage_first(publisher: publishing.Publisher) -> None:
+    def damage_first(publisher: publishing.Publisher, *pinned: Any) -> None:
         (tmp_path / "step-00000001" / "rank-00000.objects.json").unlink(missing_ok=True)
-        finish(publisher)
+        finish(publisher, *pinned)
 
     with Checkpointer(tmp_path, keep_last=1) as checkpoints:
         checkpoints.checkpoint(0, state).durable.result(60)

@@ -17,6 +17,7 @@ from datastates.config import CheckpointerConfig
 from datastates.coordination import Channel
 from datastates.directory import CheckpointDirectory, read_manifest
 from datastates.restore import Vote, restore
+from datastates.tiers.library import Library
 from oneflow_sbp import Box
 
 
@@ -59,7 +60,7 @@ def test_it_is_stored_under_the_rank_and_comes_back_to_the_rank_modulo_those_tha
     vote.rank = 3  # of four, although one rank saved
     state: dict[str, Any] = {"cache": datastates.per_rank({"t": torch.zeros(2)})}
     step, damaged = restore(
-        CheckpointDirectory(tmp_path),
+        Library(CheckpointDirectory(tmp_path), ()),
         vote,
         state,
         config=CheckpointerConfig(),

@@ -1,0 +1,181 @@
+"""Uploading one published checkpoint to one store.
+
+    1  say what is being uploaded (uploading.json: the manifest's digest, and the files that are complete)
+    2  data files, objects files; every byte verified as it is read
+    3  every file has its size; this job is still the one that writes here
+    4  the manifest: the commit object, last
+    5  the manifest reads back as it was written, the files are there: the copy is verified
+
+An upload that was interrupted in 1 to 3 goes on where it was if the local checkpoint is still the same, and starts over
+otherwise. A reader sees nothing before 4.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datastates import manifest
+from datastates.directory import step_name
+from datastates.errors import ReplicationError
+from datastates.tiers.pace import Pace
+from datastates.tiers.plan import FilePlan, plan_files
+from datastates.tiers.stores import Source, Store
+from datastates.tiers.stores.base import Listing
+from datastates.tiers.workers import Workers
+
+logger = logging.getLogger("datastates")
+JOURNAL = "uploading.json"
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """What an upload did."""
+
+    url: str
+    size_bytes: int
+    """Of the checkpoint's files."""
+    sent_bytes: int
+    """Less, if an interrupted upload had sent some already."""
+
+
+def upload(
+    store: Store,
+    checkpoint: Path,
+    step: int,
+    *,
+    pace: Pace,
+    threads: int,
+    part_bytes: int,
+    replaces_damaged: bool = False,
+    check_writer: Callable[[], None] = lambda: None,
+) -> Uploaded:
+    """Copy a published checkpoint; once this returns, the copy is whole and verified.
+
+    Args:
+        store: where to.
+        checkpoint: the published directory.
+        step: its step.
+        pace: bandwidth cap and retries.
+        threads: files, and parts, under way at once.
+        part_bytes: see :func:`datastates.tiers.plan.plan_files`.
+        replaces_damaged: a checkpoint of this step that is there already is known to be damaged and makes way.
+        check_writer: raises if another job has begun to write to the store.
+
+    Raises:
+        ReplicationError: another checkpoint of this step is there; or the copy is not what was sent.
+        DamagedCheckpointError: the local files are not what was written.
+        Stopped: the job is ending.
+    """
+    raw = (checkpoint / manifest.FILE_NAME).read_bytes()
+    files = plan_files(manifest.load(raw, str(checkpoint)), part_bytes)
+    size_bytes = sum(file.stored_bytes for file in files)
+    name = step_name(step)
+    there = pace.retried(store.listing, f"listing {store.url}")
+    if manifest.FILE_NAME in there.get(name, {}):
+        if pace.retried(lambda: store.get(f"{name}/{manifest.FILE_NAME}"), f"reading {name}") == raw:
+            return Uploaded(store.step_url(name), size_bytes, 0)
+        _make_way(store, name, pace, replaces_damaged)
+        there.pop(name)
+    journal = Journal.resume(store, store.staging(name), raw, there, pace)
+    sent = _send(store, checkpoint, files, journal, pace, threads)
+    _check_sizes(store, store.staging(name), files, pace)
+    check_writer()
+    pace.retried(lambda: store.commit(name, raw), f"committing {name} to {store.url}")
+    _verify(store, name, raw, files, pace)
+    pace.retried(lambda: store.drop(f"{name}/{JOURNAL}"), f"removing {JOURNAL} from {store.step_url(name)}")
+    return Uploaded(store.step_url(name), size_bytes, sent)
+
+
+class Journal:
+    """What an upload says about itself, in the store: whose bytes they are, and which files are complete."""
+
+    def __init__(self, store: Store, folder: str, digest: str, complete: dict[str, int], pace: Pace) -> None:
+        self.folder = folder
+        self.complete = complete
+        self._store = store
+        self._digest = digest
+        self._pace = pace
+        self._lock = threading.Lock()
+
+    @classmethod
+    def resume(cls, store: Store, folder: str, raw: bytes, there: Listing, pace: Pace) -> Journal:
+        """Of the upload in ``folder`` if it is of the same checkpoint; else what is there is removed first."""
+        digest = raw[-67:-3].decode()  # of the manifest, which has the checksums of everything else
+        left = there.get(folder, {})
+        if JOURNAL in left:
+            said = _read_journal(pace.retried(lambda: store.get(f"{folder}/{JOURNAL}"), f"reading {JOURNAL}"))
+            if said.get("manifest") == digest:
+                complete = {name: size for name, size in said["complete"].items() if left.get(name) == size}
+                return cls(store, folder, digest, complete, pace)
+        if left:
+            pace.retried(lambda: store.remove(folder), f"removing what another upload left in {folder}")
+        pace.retried(store.sweep, f"removing unfinished uploads from {store.url}")
+        journal = cls(store, folder, digest, {}, pace)
+        journal._write()
+        return journal
+
+    def add(self, file: FilePlan) -> None:
+        """``file`` is complete."""
+        with self._lock:
+            self.complete[file.name] = self._store.size_bytes(file)
+            self._write()
+
+    def _write(self) -> None:
+        content = json.dumps({"manifest": self._digest, "complete": self.complete}).encode()
+        self._pace.retried(lambda: self._store.put(f"{self.folder}/{JOURNAL}", content), f"writing {JOURNAL}")
+
+
+def _read_journal(raw: bytes) -> dict[str, Any]:
+    """What an upload said about itself; nothing, if it is not to be understood."""
+    try:
+        said = json.loads(raw)
+        return said if isinstance(said["complete"], dict) else {}
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def _send(
+    store: Store, checkpoint: Path, files: tuple[FilePlan, ...], journal: Journal, pace: Pace, threads: int
+) -> int:
+    with Workers(threads, "ds-upload-part") as parts, Workers(threads, "ds-upload-file") as pool:
+
+        def send(file: FilePlan) -> int:
+            pace.check()
+            if file.name in journal.complete:
+                return 0
+            sent = store.send(f"{journal.folder}/{file.name}", Source(checkpoint / file.name, file), pace, parts)
+            if len(file.pieces) > 1:  # smaller ones are sent again sooner than noted
+                journal.add(file)
+            return sent
+
+        return sum(pool.map(send, files))
+
+
+def _make_way(store: Store, name: str, pace: Pace, replaces_damaged: bool) -> None:
+    if not replaces_damaged:
+        raise ReplicationError(
+            f"{store.step_url(name)} is there already with other content, and nothing is ever overwritten; remove it, "
+            "or give this run another URL"
+        )
+    logger.warning("%s is damaged and is replaced", store.step_url(name))
+    pace.retried(lambda: store.remove(name), f"removing the damaged {name} from {store.url}")
+
+
+def _check_sizes(store: Store, folder: str, files: tuple[FilePlan, ...], pace: Pace) -> None:
+    there = pace.retried(store.listing, f"listing {store.url}").get(folder, {})
+    wrong = [f"{file.name}: {there.get(file.name)}" for file in files if there.get(file.name) != store.size_bytes(file)]
+    if wrong:
+        raise ReplicationError(f"{store.url}/{folder} has not the files that were sent: {', '.join(wrong[:8])}")
+
+
+def _verify(store: Store, name: str, raw: bytes, files: tuple[FilePlan, ...], pace: Pace) -> None:
+    there = pace.retried(lambda: store.get(f"{name}/{manifest.FILE_NAME}"), f"reading {name} of {store.url}")
+    if there != raw:
+        raise ReplicationError(f"{store.step_url(name)}: the manifest is not the one that was sent")
+    _check_sizes(store, name, files, pace)

@@ -1,0 +1,48 @@
+"""Threads for a while: order, errors, sharing, and an exit that does not wait for them."""
+
+import threading
+
+import pytest
+from launching import Launcher
+
+from datastates.tiers.workers import Workers
+
+
+def test_results_are_in_order_and_work_is_side_by_side() -> None:
+    meet = threading.Barrier(3, timeout=30)
+
+    def act(number: int, factor: int) -> int:
+        meet.wait()
+        return number * factor
+
+    with Workers(3, "test") as workers:
+        assert workers.map(act, range(6), [10] * 6) == [0, 10, 20, 30, 40, 50]
+        assert workers.map(act, [], []) == []
+
+
+def test_the_first_error_is_raised_and_nothing_begins_after_it() -> None:
+    begun = []
+
+    def act(number: int) -> None:
+        begun.append(number)
+        if number == 2:
+            raise KeyError(number)
+
+    with Workers(1, "test") as workers:
+        with pytest.raises(KeyError):
+            workers.map(act, range(100))
+        assert begun == [0, 1, 2]
+        assert workers.map(lambda number: number, [7]) == [7]
+
+
+def test_several_threads_share_them() -> None:
+    with Workers(2, "outer") as outer, Workers(2, "inner") as inner:
+        assert outer.map(lambda n: sum(inner.map(lambda k: k * n, range(10))), range(4)) == [0, 45, 90, 135]
+
+
+def test_the_interpreter_ends_without_them(launch: Launcher) -> None:
+    code = "import threading; from datastates.tiers.workers import Workers\n"
+    code += "w = Workers(1, 'w'); w.__enter__(); began = threading.Event()\n"
+    code += "hang = lambda _: (began.set(), threading.Event().wait())\n"
+    code += "threading.Thread(target=w.map, args=(hang, [1]), daemon=True).start(); began.wait(); print('out')"
+    launch.python("-c", code).wait(timeout_s=60)
