@@ -80,15 +80,43 @@ void BindSnapshot(py::module_& m) {
           "[extents] uint32; only after wait_written() returned.")
       .def_property_readonly("id", &Snapshot::id, "Its number among this process's snapshots, from 1.")
       .def("uncopied_bytes", &Snapshot::uncopied_bytes)
+      .def(
+          "extent_changed",
+          [](const Snapshot& s) {
+            return py::array_t<uint8_t>(s.extent_changed().size(), s.extent_changed().data());
+          },
+          "[extents] uint8: 0 where a hole stands for the base's bytes; empty without a base. Only after "
+          "wait_written().")
+      .def(
+          "extent_digests",
+          [](const Snapshot& s) { return std::const_pointer_cast<ExtentDigests>(s.digests()); },
+          "For the base of a later plan; None without a key. Only after wait_written() returned.")
       .def("times", [](const Snapshot& s) {
         const SnapshotTimes times = s.times();
         return py::make_tuple(times.submitted_s, times.copied_s, times.written_s);
       });
 }
 
+void BindDigests(py::module_& m) {
+  py::class_<ContentKey, std::shared_ptr<ContentKey>>(m, "ContentKey", "The secret of a chain of deltas.")
+      .def(py::init([](const py::bytes& random) {
+             const std::string bytes(random);
+             if (bytes.size() != ContentKey::kSizeBytes) {
+               throw py::value_error(std::to_string(ContentKey::kSizeBytes) + " random bytes expected");
+             }
+             return std::make_shared<ContentKey>(bytes.data());
+           }),
+           py::arg("random"))
+      .def_property_readonly_static("SIZE_BYTES", [](const py::object&) { return ContentKey::kSizeBytes; });
+  py::class_<ExtentDigests, std::shared_ptr<ExtentDigests>>(m, "ExtentDigests",
+                                                            "What the extents of a data file contained.")
+      .def("__len__", [](const ExtentDigests& digests) { return digests.contents.size(); });
+}
+
 }  // namespace
 
 void BindEngine(py::module_& m) {
+  BindDigests(m);
   BindSnapshot(m);
   py::class_<Engine>(m, "Engine", "The chain of actors capture -> copy -> write -> commit, on one arena.")
       .def(py::init([](size_t arena_bytes, size_t block_bytes, int copy_threads, int copy_nice,
@@ -113,15 +141,22 @@ void BindEngine(py::module_& m) {
           [](Engine& engine, std::string path, const py::bytes& header, std::shared_ptr<TensorRefs> refs,
              const Array<int64_t>& index, const Array<uint64_t>& source_begin,
              const Array<uint64_t>& file_begin, const Array<uint64_t>& sizes,
-             const Array<uint64_t>& extent_ends, uint64_t file_size, uint32_t num_groups) {
+             const Array<uint64_t>& extent_ends, uint64_t file_size, uint32_t num_groups,
+             std::shared_ptr<ContentKey> content_key, std::shared_ptr<ExtentDigests> base) {
             SnapshotPlan plan = MakePlan(std::move(path), std::string(header), std::move(refs), index,
                                          source_begin, file_begin, sizes, extent_ends, file_size, num_groups);
+            plan.content_key = base != nullptr ? base->key : std::move(content_key);
+            plan.base = std::move(base);
             py::gil_scoped_release release;
             return engine.Submit(std::move(plan));
           },
           py::kw_only(), py::arg("path"), py::arg("header"), py::arg("refs"), py::arg("index"),
           py::arg("source_begin"), py::arg("file_begin"), py::arg("sizes"), py::arg("extent_ends"),
-          py::arg("file_size"), py::arg("num_groups"))
+          py::arg("file_size"), py::arg("num_groups"), py::arg("content_key") = nullptr,
+          py::arg("base") = nullptr,
+          "content_key: digest the extents with it, for the base of a later plan. base: digests of a "
+          "snapshot "
+          "of the same\nlayout; extents that contain the same stay holes of the file.")
       .def("has_credit_for", &Engine::HasCreditFor, py::arg("size_bytes"))
       .def("stats", [](Engine& engine) { return StatsDict(engine.stats()); })
       .def("describe", &Engine::Describe, py::call_guard<py::gil_scoped_release>(),

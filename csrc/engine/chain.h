@@ -30,6 +30,7 @@ struct Task {
   const std::shared_ptr<Snapshot> snapshot;
   std::atomic<uint64_t> num_chunks;
   std::unique_ptr<FileSink> sink;  // opened by Write, then the queue's, then Commit's
+  uint64_t bytes_to_write = 0;     // Write's, then Commit's
   uint64_t num_sealed = 0;         // Seal's
 };
 using TaskPtr = std::shared_ptr<Task>;
@@ -64,8 +65,8 @@ struct Counters {
   std::atomic<uint64_t> num_written{0};
   std::atomic<uint64_t> num_failed{0};
   std::atomic<uint64_t> bytes_copied{0};
-  std::atomic<uint64_t> bytes_stored{0};  // of blocks that storage has taken
-  std::atomic<uint64_t> bytes_written{0};
+  std::atomic<uint64_t> bytes_stored{0};   // of blocks that storage has taken
+  std::atomic<uint64_t> bytes_written{0};  // without holes
 };
 
 }  // namespace elastates

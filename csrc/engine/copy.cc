@@ -4,6 +4,7 @@
 
 #include "base/crc32c.h"
 #include "copy/host_copy.h"
+#include "engine/delta.h"
 
 namespace elastates {
 namespace {
@@ -74,7 +75,7 @@ struct CopyEnder {
 bool ReadsDevices(const SnapshotPlan& plan, const ChunkRange& range) {
   for (size_t i = range.first_segment; i < plan.segments.size(); ++i) {
     if (plan.segments[i].file_offset >= range.end) return false;
-    if (plan.segments[i].device >= 0) return true;
+    if (plan.segments[i].device >= 0 && plan.segments[i].size_bytes > 0) return true;
   }
   return false;
 }
@@ -137,7 +138,11 @@ Status Copy::Fill(const Chunk& chunk, FilledBlock* block) {
   block->block = chunk.block;
   FillEdges(snapshot->plan(), chunk.range, chunk.block.data());
   if (ReadsDevices(snapshot->plan(), chunk.range)) return FillFromDevices(chunk, block);
-  CopyFromHost(snapshot, chunk.range, chunk.block.data());
+  if (snapshot->plan().content_key != nullptr) {
+    CopyDigested(snapshot, chunk.range, chunk.block.data());
+  } else {
+    CopyFromHost(snapshot, chunk.range, chunk.block.data());
+  }
   return CountCopied(snapshot, chunk.range, &counters_);
 }
 
@@ -194,6 +199,7 @@ Status Checksum::Act() {
   Status status = WaitForAll(filled.tickets);
   if (!status.ok()) return status;
   ChecksumExtents(snapshot, filled.range, filled.block.data());
+  if (snapshot->plan().content_key != nullptr) DigestBlock(snapshot, filled.range, filled.block.data());
   return CountCopied(snapshot, filled.range, &counters_);
 }
 

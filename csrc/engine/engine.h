@@ -40,7 +40,7 @@ struct EngineStats {
   uint64_t num_failed = 0;
   uint64_t bytes_copied = 0;
   uint64_t bytes_stored = 0;   // of blocks that storage has taken, those of unfinished files included
-  uint64_t bytes_written = 0;  // exact lengths of the files written
+  uint64_t bytes_written = 0;  // of the files written, without the holes of deltas
   double copying_s = 0;        // see ChainClock
   double starved_s = 0;
   size_t arena_bytes = 0;

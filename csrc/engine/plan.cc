@@ -50,12 +50,32 @@ Status ValidateExtents(const SnapshotPlan& plan, uint64_t block_bytes) {
   return Status::Ok();
 }
 
+// Writes cover runs of extents, so what O_DIRECT asks of a write is asked of the borders.
+Status ValidateBase(const SnapshotPlan& plan) {
+  if (plan.base == nullptr) return Status::Ok();
+  const size_t num_extents = plan.extent_ends.size();
+  if (plan.base->key != plan.content_key) return Invalid("the base has another key");
+  if (plan.base->contents.size() != num_extents || plan.base->crcs.size() != num_extents) {
+    return Invalid("the base has " + std::to_string(plan.base->contents.size()) + " extents, the file " +
+                   std::to_string(num_extents));
+  }
+  uint64_t border = plan.header.size();
+  for (size_t i = 0; i < num_extents; border = plan.extent_ends[i++]) {
+    if (border % kFileAlignment != 0) {
+      return Invalid("extent " + std::to_string(i) + " of a delta begins at " + std::to_string(border) +
+                     ", no multiple of 4096");
+    }
+  }
+  return Status::Ok();
+}
+
 }  // namespace
 
 Status ValidatePlan(const SnapshotPlan& plan, uint64_t block_bytes) {
   if (plan.file_size == 0) return Invalid("the file would be empty");
   Status status = ValidateSegments(plan);
-  return status.ok() ? ValidateExtents(plan, block_bytes) : status;
+  if (status.ok()) status = ValidateExtents(plan, block_bytes);
+  return status.ok() ? ValidateBase(plan) : status;
 }
 
 }  // namespace elastates

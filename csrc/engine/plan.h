@@ -8,6 +8,9 @@
 //   chunks:   [ 0      | 1      | ...   every block_bytes of the *file*; one arena block each ]
 //
 // An extent never crosses a chunk border; a segment may span any number of chunks and extents.
+//
+// A plan with a base is a delta: extents that contain what the base's did are neither copied nor written, and
+// the file has holes in their places.
 #ifndef ELASTATES_ENGINE_PLAN_H_
 #define ELASTATES_ENGINE_PLAN_H_
 
@@ -17,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "base/content_hash.h"
 #include "base/status.h"
 #include "copy/device_copy.h"
 
@@ -30,6 +34,13 @@ struct Segment {
   int32_t device = -1;  // CUDA device index, -1 for host memory
 };
 
+// What the extents of a snapshot contained.
+struct ExtentDigests {
+  std::shared_ptr<const ContentKey> key;
+  std::vector<ContentDigest> contents;
+  std::vector<uint32_t> crcs;
+};
+
 struct SnapshotPlan {
   std::string path;    // must not exist yet
   std::string header;  // the file's first bytes; no CRC of its own
@@ -37,6 +48,9 @@ struct SnapshotPlan {
   std::vector<uint64_t> extent_ends;  // ascending file offsets; the first extent begins at header.size()
   uint64_t file_size = 0;
   uint32_t num_groups = 1;
+
+  std::shared_ptr<const ContentKey> content_key;  // digest every extent with it; null: no digests
+  std::shared_ptr<const ExtentDigests> base;  // of the same extents and key; null: every extent is written
 
   // Keeps every segment's memory alive. The engine never destroys it: see Snapshot::TakeOwner().
   std::shared_ptr<void> owner;

@@ -23,7 +23,9 @@ Snapshot::Snapshot(SnapshotPlan plan, WaiterListener on_waiter)
         std::lock_guard<std::mutex> lock(mutex_);
         changed_.notify_all();
       }),
-      crcs_(plan_.extent_ends.size()) {
+      crcs_(plan_.extent_ends.size()),
+      contents_(plan_.content_key != nullptr ? plan_.extent_ends.size() : 0),
+      extent_changed_(plan_.base != nullptr ? plan_.extent_ends.size() : 0, 1) {
   times_.submitted_s = NowS();
   CountGroups();
 }
@@ -82,6 +84,11 @@ Status Snapshot::WaitUntil(double timeout_s, const std::function<bool()>& reache
   if (in_time) return job_.status();
   return Status(StatusCode::kDeadlineExceeded,
                 "snapshot of " + plan_.path + ": still under way after " + std::to_string(timeout_s) + " s");
+}
+
+std::shared_ptr<const ExtentDigests> Snapshot::digests() const {
+  if (plan_.content_key == nullptr) return nullptr;
+  return std::make_shared<const ExtentDigests>(ExtentDigests{plan_.content_key, contents_, crcs_});
 }
 
 SnapshotTimes Snapshot::times() const {

@@ -46,6 +46,10 @@ class Snapshot {
 
   // One CRC32C per extent of the plan. REQUIRES: WaitWritten() returned Ok.
   const std::vector<uint32_t>& crcs() const { return crcs_; }
+  // One per extent: 0 if it contains what the base's did and was therefore not written. Empty without a base.
+  const std::vector<uint8_t>& extent_changed() const { return extent_changed_; }
+  // For the base of a later plan; null unless the plan has a key. REQUIRES: WaitWritten() returned Ok.
+  std::shared_ptr<const ExtentDigests> digests() const;
   SnapshotTimes times() const;
   uint64_t id() const { return id_; }              // of this process's snapshots, from 1
   uint64_t uncopied_bytes() const;                 // of the payload
@@ -68,7 +72,9 @@ class Snapshot {
   // REQUIRES: between BeginCopy() and EndCopy().
   Status GroupBytesCopied(uint32_t group, uint64_t size_bytes);
   void SetCrc(size_t extent, uint32_t crc) { crcs_[extent] = crc; }  // each extent has one writer
-  void MarkFinished();                                               // written or failed: status() says which
+  void SetContent(size_t extent, const ContentDigest& content) { contents_[extent] = content; }
+  void SetUnchanged(size_t extent) { extent_changed_[extent] = 0; }
+  void MarkFinished();  // written or failed: status() says which
 
  private:
   struct Group {
@@ -86,6 +92,8 @@ class Snapshot {
   const WaiterListener on_waiter_;
   Job job_;
   std::vector<uint32_t> crcs_;
+  std::vector<ContentDigest> contents_;  // as many, or none without a key
+  std::vector<uint8_t> extent_changed_;  // as many, or none without a base
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;

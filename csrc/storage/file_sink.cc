@@ -117,11 +117,11 @@ Status FileSink::TurnBuffered() {
   return Status::Ok();
 }
 
-Status FileSink::Finish() {
+Status FileSink::Finish(uint64_t expected_bytes) {
   // Cutting the file to its length would make holes of what was never written look like data.
   const uint64_t written = written_bytes_.load(std::memory_order_relaxed);
-  if (written != size_bytes_) {
-    return Status(StatusCode::kInternal, std::to_string(written) + " of " + std::to_string(size_bytes_) +
+  if (written != expected_bytes) {
+    return Status(StatusCode::kInternal, std::to_string(written) + " of " + std::to_string(expected_bytes) +
                                              " bytes were written to " + path_);
   }
   int result = sys::RetryInterrupted([&] { return sys::Ftruncate(fd(), size_bytes_); });

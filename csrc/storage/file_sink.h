@@ -59,10 +59,11 @@ class FileSink {
   // to the next multiple, because O_DIRECT writes the padding too and Finish() cuts it off.
   Status WriteAt(const char* data, size_t length, uint64_t offset);
 
-  // Fails unless as many bytes were written as the file has; cuts it to its size, syncs it (fsync: a new
-  // file's length is metadata) and closes it; each can fail, and then the file must not be published.
-  // REQUIRES: every write has returned; called at most once.
-  Status Finish();
+  // Fails unless `expected_bytes` were written, which is fewer than the file has if it is to keep holes; cuts
+  // it to its size, syncs it (fsync: a new file's length is metadata) and closes it; each can fail, and then
+  // the file must not be published. REQUIRES: every write has returned; called at most once.
+  Status Finish(uint64_t expected_bytes);
+  Status Finish() { return Finish(size_bytes_); }
 
   // The two halves of WriteAt(), for queues that make the system call themselves: Next() says which,
   // Advance() takes its result (bytes, or -errno) and says whether the block is on its way to failure;
