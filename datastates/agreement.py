@@ -3,22 +3,25 @@
 One small exchange per checkpoint tells everyone that all ranks take the same step, whether all have room, and what
 differs between them; descriptions of the state travel only when a structure is new.
 
-    every rank:  begin = {step, structure digest, checksums of copied tensors, samples, ready, attempt directory}
+    every rank:  begin = {step, structure digest, checksums of copied tensors, samples, ready, attempt directory, bases}
     all:         the same answers, hence the same decision: go, skip, or fail with a message that names ranks
     all:         if some digest is new, exchange descriptions; the same plan everywhere
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from datastates.bulk import without_gc
 from datastates.capture import Captured, describe, undescribe
 from datastates.coordination import Channel
 from datastates.data_file import DataFilePlan, plan_data_file
+from datastates.delta import common_base
 from datastates.errors import ArenaExhaustedError, CheckpointError, CheckpointSkipped, CoordinationError
 from datastates.manifest import Shard, TensorInfo, tensors_json
 from datastates.plan import Held, plan_job
@@ -40,6 +43,25 @@ class SavePlan:
     def size_bytes(self) -> int:
         return sum(file.size_bytes for file in self.files)
 
+    @cached_property
+    def layout(self) -> str:
+        """Equal for two plans only if the same bytes of the same files mean the same, in the same extents."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(file.header)
+            digest.update(file.extent_ends.tobytes())
+        return digest.hexdigest()
+
+
+class Agreed(NamedTuple):
+    """What all ranks will do."""
+
+    plan: SavePlan
+    attempt: str
+    """Name of the attempt directory."""
+    base: int | None
+    """The step that the checkpoint is a delta to, if it is one."""
+
 
 @dataclass(frozen=True)
 class Begin:
@@ -57,6 +79,8 @@ class Begin:
     """(tensor, begin, end, crc32c) of the sampled stretches of the others."""
     known: str = ""
     """The exchange in which this rank learned what all hold; differs after one that not everybody heard the end of."""
+    bases: list[int] = field(default_factory=list)
+    """Steps that this rank could build a delta on."""
 
     def dump(self) -> bytes:
         return json.dumps(vars(self)).encode()
@@ -66,7 +90,9 @@ class Begin:
         return cls(**json.loads(raw))
 
 
-def begin_message(captured: Captured, step: int, ready: bool, attempt: str, problem: str, alone: bool) -> Begin:
+def begin_message(
+    captured: Captured, step: int, ready: bool, attempt: str, problem: str, alone: bool, bases: Sequence[int] = ()
+) -> Begin:
     """This rank's :class:`Begin`; without the checksums if there is nobody to compare with."""
     held = captured.structure.held
     copied = [] if alone else [i for i, h in enumerate(held) if h.group == COPIED]
@@ -78,6 +104,7 @@ def begin_message(captured: Captured, step: int, ready: bool, attempt: str, prob
         problem=problem,
         copied_crc32c=captured.refs.crc32c(copied),
         samples=[] if alone else captured.refs.samples(),
+        bases=list(bases),
     )
 
 
@@ -89,9 +116,12 @@ def refusal(step: int, problem: str) -> Begin:
 class Planner:
     """Turns everyone's :class:`Begin` into a :class:`SavePlan`; keeps the last plan. Used by one thread."""
 
-    def __init__(self, channel: Channel, chunk_bytes: int, timeout_s: float) -> None:
+    def __init__(
+        self, channel: Channel, chunk_bytes: int, timeout_s: float, fine_extent_bytes: int | None = None
+    ) -> None:
         self._channel = channel
         self._chunk_bytes = chunk_bytes
+        self._fine_extent_bytes = fine_extent_bytes
         self._timeout_s = timeout_s
         self._digests: tuple[str, ...] = ()
         self._known = ""
@@ -107,8 +137,8 @@ class Planner:
             return self._plan.files[rank].size_bytes
         return captured.structure.nbytes
 
-    def agree(self, captured: Captured | None, begin: Begin, key: str, policy: str) -> tuple[SavePlan, str]:
-        """Collective. Returns the plan and the attempt directory's name.
+    def agree(self, captured: Captured | None, begin: Begin, key: str, policy: str) -> Agreed:
+        """Collective.
 
         Args:
             captured: what this rank holds; ``None`` where ``begin`` says that it cannot take part.
@@ -131,9 +161,9 @@ class Planner:
         check_replicas(self._held, [answer.samples for answer in answers])
         own = diverging(self._held, [answer.copied_crc32c for answer in answers])
         if self._plan is None or own != self._own:
-            self._plan = make_save_plan(self._held, self._aliases, own, self._chunk_bytes)
+            self._plan = make_save_plan(self._held, self._aliases, own, self._chunk_bytes, self._fine_extent_bytes)
             self._own = own
-        return self._plan, answers[0].attempt
+        return Agreed(self._plan, answers[0].attempt, common_base([answer.bases for answer in answers]))
 
     def _learn(self, captured: Captured, digests: tuple[str, ...], key: str) -> None:
         """Exchange descriptions, unless all ranks hold the same."""
@@ -216,10 +246,13 @@ def make_save_plan(
     aliases: Mapping[str, str],
     own: Sequence[frozenset[int]],
     chunk_bytes: int,
+    fine_extent_bytes: int | None = None,
 ) -> SavePlan:
     """Pure: the same on every rank."""
     job = plan_job(held, own)
-    files = tuple(plan_data_file(held[rank], pieces, chunk_bytes) for rank, pieces in enumerate(job.pieces))
+    files = tuple(
+        plan_data_file(held[rank], pieces, chunk_bytes, fine_extent_bytes) for rank, pieces in enumerate(job.pieces)
+    )
     shards: dict[str, list[Shard]] = {}
     kinds: dict[str, Held] = {}
     for rank, file in enumerate(files):

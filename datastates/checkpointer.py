@@ -32,6 +32,7 @@ from datastates.errors import (
 from datastates.gate import unwatch_optimizers, watch_optimizers
 from datastates.handle import Checkpoint
 from datastates.lifetime import EXIT_TIMEOUT_S, closed, opened
+from datastates.publishing import Volume
 from datastates.restore import Vote, restore
 from datastates.saving import SavePipeline
 from datastates.sight import events
@@ -337,6 +338,7 @@ class Checkpointer:
         self._pipeline.damaged.update(damaged)
         if self._replication is not None:
             self._replication.restored(self._directory, step - 1, damaged)
+        self._pipeline.forget_bases()
         with self._lock:
             self._failures.clear()
             self._consecutive_failures = 0
@@ -419,7 +421,7 @@ class Checkpointer:
             "often, enlarge arena_mb, or use policy='wait'"
         )
 
-    def _finished(self, checkpoint: Checkpoint, error: CheckpointError | None, size_bytes: int) -> None:
+    def _finished(self, checkpoint: Checkpoint, error: CheckpointError | None, volume: Volume) -> None:
         """On the commit lane (or the plan lane, if it never got further)."""
         elapsed_s = time.monotonic() - checkpoint.begun_s
         with self._lock:
@@ -430,8 +432,10 @@ class Checkpointer:
                     stats,
                     num_durable=stats.num_durable + 1,
                     last_durable_step=checkpoint.step,
-                    last_durable_mb_s=size_bytes / MB / elapsed_s,
-                    bytes_published_total=stats.bytes_published_total + size_bytes,
+                    last_durable_mb_s=volume.size_bytes / MB / elapsed_s,
+                    bytes_published_total=stats.bytes_published_total + volume.size_bytes,
+                    bytes_written_total=stats.bytes_written_total + volume.written_bytes,
+                    num_deltas=stats.num_deltas + volume.is_delta,
                 )
             elif isinstance(error, CheckpointSkipped):
                 self._stats = replace(stats, num_skipped=stats.num_skipped + 1)
@@ -442,7 +446,7 @@ class Checkpointer:
         if error is not None and not isinstance(error, CheckpointSkipped):
             logger.warning("%s (%s)", error, type(error).__name__)
         if sinks:
-            emit(self._outcome(checkpoint, error, size_bytes, elapsed_s))
+            emit(self._outcome(checkpoint, error, volume.size_bytes, elapsed_s))
 
     def _outcome(
         self, checkpoint: Checkpoint, error: CheckpointError | None, size_bytes: int, elapsed_s: float

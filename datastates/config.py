@@ -40,6 +40,11 @@ class CheckpointerConfig:
     replicate_to: tuple[Tier, ...] = ()
     """Where published checkpoints are copied to behind training, and restored from if they are newer than those here:
     a path, a URL such as ``s3://bucket/run``, a :class:`datastates.Tier`, or a list of those; see ``docs/tiers.md``."""
+    full_every: int | None = None
+    """Every so many checkpoints at least is a full one; those between are deltas, which hold only what changed since an
+    earlier one (``docs/deltas.md``). ``None``: all are full, and nothing is compared."""
+    delta_extent_bytes: int = 64 << 10
+    """How finely deltas tell what changed, bytes, a multiple of 4096; doubled until a file has at most 65536."""
     verify_immutability: Verify = "sample"
     """Which lazily copied bytes are checksummed at the call and again when copied: a rotating window of
     :attr:`sample_bytes`, all of them (the only mode that promises to see every write past the counters), or none."""
@@ -81,7 +86,7 @@ class CheckpointerConfig:
         ):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(get_args(kind))}")
-        for name in ("arena_mb", "keep_last", "keep_every"):
+        for name in ("arena_mb", "keep_last", "keep_every", "full_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1, or None")
         for name in ("max_consecutive_failures", "sample_bytes", "copy_threads", "read_threads", "write_depth"):
@@ -91,12 +96,19 @@ class CheckpointerConfig:
             raise ValueError(f"commit_timeout_s is {self.commit_timeout_s}, expected more than 0")
         if self.chunk_bytes < 4096 or self.chunk_bytes % 4096:
             raise ValueError(f"chunk_bytes is {self.chunk_bytes}, expected a multiple of 4096")
+        if self.delta_extent_bytes < 4096 or self.delta_extent_bytes % 4096:
+            raise ValueError(f"delta_extent_bytes is {self.delta_extent_bytes}, expected a multiple of 4096")
         if isinstance(self.lazy, str):  # would become one pattern per letter, "*" perhaps among them
             raise ValueError(f"lazy is {self.lazy!r}, expected a list of patterns")
         if self.stall_warning_share is not None and not self.stall_warning_share >= 0:
             raise ValueError(f"stall_warning_share is {self.stall_warning_share}, expected at least 0, or None")
         object.__setattr__(self, "lazy", tuple(self.lazy))
         object.__setattr__(self, "replicate_to", tiers_of(self.replicate_to))
+
+    @property
+    def fine_extent_bytes(self) -> int | None:
+        """Size of the extents that deltas compare; ``None`` where there are no deltas."""
+        return None if self.full_every is None else self.delta_extent_bytes
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> CheckpointerConfig:
@@ -147,6 +159,10 @@ class CheckpointStats:
     """Size of the last published checkpoint, all ranks, over the time from the call to durable; MB/s."""
     bytes_published_total: int = 0
     """Data files of all ranks, bytes."""
+    bytes_written_total: int = 0
+    """What of them was written, bytes: deltas refer to earlier files for the rest."""
+    num_deltas: int = 0
+    """How many of the durable ones refer to earlier files."""
     arena_bytes: int = field(default=0)
     num_replicated: int = 0
     """Copies made, in all tiers."""

@@ -24,6 +24,8 @@ BLOCK_BYTES = 4096
 """The payload begins at a multiple of this, which is what O_DIRECT asks of every device in use."""
 LARGE_BYTES = 256 << 10
 """Tensors from this size on have extents of their own; smaller neighbours share one."""
+MAX_FINE_EXTENTS = 1 << 16
+"""Where deltas ask for fine extents, a file has at most about so many: each costs 20 bytes of the manifest."""
 
 
 class StoredPiece(NamedTuple):
@@ -54,13 +56,17 @@ class DataFilePlan:
     """[pieces] uint64: bytes."""
 
 
-def plan_data_file(held: Sequence[Held], pieces: Sequence[Piece], chunk_bytes: int) -> DataFilePlan:
+def plan_data_file(
+    held: Sequence[Held], pieces: Sequence[Piece], chunk_bytes: int, fine_extent_bytes: int | None = None
+) -> DataFilePlan:
     """Lay out the pieces a rank writes.
 
     Args:
         held: what this rank holds; pieces refer to it by index.
         pieces: what it writes.
         chunk_bytes: size of the blocks the file is written in; no extent crosses a multiple of it.
+        fine_extent_bytes: extents for deltas, which end at multiples of this offset in the file, a multiple of 4096;
+            ``None``: around large pieces.
     """
     ordered = sorted(pieces, key=lambda p: (-_alignment(held[p.index]), held[p.index].group))
     sizes = np.array([p.box.numel * held[p.index].itemsize_bytes for p in ordered], dtype=np.uint64)
@@ -74,7 +80,11 @@ def plan_data_file(held: Sequence[Held], pieces: Sequence[Piece], chunk_bytes: i
         header=header,
         stored=tuple(map(StoredPiece, ordered, begins.tolist(), ends.tolist())),
         size_bytes=size_bytes,
-        extent_ends=_extent_ends(begins, ends, len(header), size_bytes, chunk_bytes),
+        extent_ends=(
+            _extent_ends(begins, ends, len(header), size_bytes, chunk_bytes)
+            if fine_extent_bytes is None
+            else _fine_extent_ends(len(header), size_bytes, chunk_bytes, fine_extent_bytes)
+        ),
         index=np.array([p.index for p in ordered], dtype=np.int64),
         source_begin=np.array([_source_begin(held[p.index], p.box) for p in ordered], dtype=np.uint64),
         begins=begins,
@@ -117,7 +127,24 @@ def _header(held: Sequence[Held], pieces: Sequence[Piece], begins: list[int], en
 def _extent_ends(begins: np.ndarray, ends: np.ndarray, payload: int, size_bytes: int, chunk_bytes: int) -> np.ndarray:
     """Cut at chunk borders and around every large piece."""
     large = (ends - begins) >= np.uint64(LARGE_BYTES)
-    borders = np.arange((payload // chunk_bytes + 1) * chunk_bytes, size_bytes, chunk_bytes, dtype=np.uint64)
+    borders = _multiples(chunk_bytes, payload, size_bytes)
     cuts = np.concatenate([begins[large], ends[large], borders, np.array([size_bytes], dtype=np.uint64)])
     cuts = np.unique(cuts)
     return cuts[cuts > np.uint64(payload)]
+
+
+def _fine_extent_ends(payload: int, size_bytes: int, chunk_bytes: int, extent_bytes: int) -> np.ndarray:
+    """Cut at multiples of ``extent_bytes``, doubled until the file has few enough extents, and at chunk borders.
+
+    Every border but the last is one of a block, so that any run of extents can be written without its neighbours.
+    """
+    while size_bytes // extent_bytes > MAX_FINE_EXTENTS:
+        extent_bytes *= 2
+    borders = [_multiples(extent_bytes, payload, size_bytes), _multiples(chunk_bytes, payload, size_bytes)]
+    cuts = np.unique(np.concatenate([*borders, np.array([size_bytes], dtype=np.uint64)]))
+    return cuts[cuts > np.uint64(payload)]
+
+
+def _multiples(of: int, begin: int, end: int) -> np.ndarray:
+    """Multiples of ``of`` in (begin, end)."""
+    return np.arange((begin // of + 1) * of, end, of, dtype=np.uint64)

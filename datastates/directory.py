@@ -35,6 +35,16 @@ def data_file_name(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
 
+def delta_file_name(rank: int) -> str:
+    """Name of tensor data that ``rank`` writes with holes; not one that readers of safetensors files look for."""
+    return f"rank-{rank:05d}.safetensors.delta"
+
+
+def source_file_name(rank: int, step: int) -> str:
+    """Name, in the checkpoints of later steps, of what ``rank`` wrote at ``step``."""
+    return f"rank-{rank:05d}.from-step-{step:08d}.base"
+
+
 def objects_file_name(rank: int) -> str:
     """Name of the Python state of ``rank``."""
     return f"rank-{rank:05d}.objects.json"
@@ -179,13 +189,14 @@ def read_manifest(checkpoint: Path, *, files: bool = True) -> manifest.Manifest:
 
 
 def _check_files(checkpoint: Path, found: manifest.Manifest) -> None:
-    sizes = [(file.name, file.size_bytes) for file in found.files]
+    sizes = [(name, file.size_bytes) for file in found.files for name in file.names]
     for name, size_bytes in sizes + [(objects.name, objects.size_bytes) for objects in found.objects]:
         if problem := size_problem(checkpoint / name, size_bytes):
             raise DamagedCheckpointError(problem)
     for file in found.files:
-        if problem := header_problem(checkpoint / file.name, file):
-            raise DamagedCheckpointError(problem)
+        for name in file.names:
+            if problem := header_problem(checkpoint / name, file):
+                raise DamagedCheckpointError(problem)
 
 
 def size_problem(path: Path, size_bytes: int) -> str | None:

@@ -161,22 +161,49 @@ def read_runs(
         DamagedCheckpointError: the file is missing, cannot be read, or is not as long as it was written.
     """
     info = manifest.files[file]
-    try:
-        return _elastates.read_verified(
-            path=str(checkpoint / info.name),
-            file_size=info.size_bytes,
-            first_begin=info.header_bytes,
-            extent_ends=info.extent_ends,
-            extent_crc32c=info.extent_crc32c,
-            begins=np.array([run.begin for run in runs], dtype=np.uint64),
-            ends=np.array([run.end for run in runs], dtype=np.uint64),
-            addresses=np.array([run.tensor.data_ptr() + run.offset for run in runs], dtype=np.uint64),
-            threads=threads,
-            allow_direct=direct_io,
-            verify=verify,
-        )
-    except _elastates.StatusError as error:
-        raise DamagedCheckpointError(f"{checkpoint / info.name}: {error.args[1]}") from error
+    damaged: list[int] = []
+    total = 0
+    for name, part in by_holder(info, runs).items():
+        try:
+            found, num_bytes = _elastates.read_verified(
+                path=str(checkpoint / name),
+                file_size=info.size_bytes,
+                first_begin=info.header_bytes,
+                extent_ends=info.extent_ends,
+                extent_crc32c=info.extent_crc32c,
+                begins=np.array([run.begin for run in part], dtype=np.uint64),
+                ends=np.array([run.end for run in part], dtype=np.uint64),
+                addresses=np.array([run.tensor.data_ptr() + run.offset for run in part], dtype=np.uint64),
+                threads=threads,
+                allow_direct=direct_io,
+                verify=verify,
+            )
+        except _elastates.StatusError as error:
+            raise DamagedCheckpointError(f"{checkpoint / name}: {error.args[1]}") from error
+        damaged += found
+        total += num_bytes
+    return sorted(damaged), total
+
+
+def by_holder(info: DataFile, runs: Sequence[Run]) -> dict[str, Sequence[Run]]:
+    """The parts of sorted runs, by the file that holds them: of a delta's extents, some lie in earlier files."""
+    if info.extent_sources is None:
+        return {info.name: runs}
+    held_by = info.extent_sources
+    last_of_a_stretch = np.append(held_by[1:] != held_by[:-1], True)
+    ends = info.extent_ends[last_of_a_stretch]
+    names = [info.names[source] for source in held_by[last_of_a_stretch]]
+    parts: dict[str, list[Run]] = {}
+    for run in runs:
+        stretch = int(np.searchsorted(ends, run.begin, side="right"))
+        begin = run.begin
+        while begin < run.end:
+            end = min(run.end, int(ends[stretch]))
+            offset = run.offset + (begin - run.begin)
+            parts.setdefault(names[stretch], []).append(run._replace(begin=begin, end=end, offset=offset))
+            begin = end
+            stretch += 1
+    return dict(parts)
 
 
 def damaged_extents(
@@ -215,12 +242,14 @@ def _without_overlap(runs: list[Run]) -> list[list[Run]]:
 
 def describe_damage(checkpoint: Path, manifest: Manifest, file: int, damaged: Sequence[int]) -> str:
     """A message that names the damaged ranges of a file and the tensors in them."""
-    bounds = extent_bounds(manifest.files[file])
+    info = manifest.files[file]
+    bounds = extent_bounds(info)
     ranges = [(bounds[i], bounds[i + 1]) for i in damaged]
     names = tensors_in(manifest, file, ranges)
+    holders = ", ".join(str(checkpoint / name) for name in dict.fromkeys(info.holder(i) for i in damaged))
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     where = ", ".join(f"[{begin}, {end})" for begin, end in ranges[:8])
-    return f"{checkpoint / manifest.files[file].name}: checksum mismatch in bytes {where}, which hold {shown}"
+    return f"{holders}: checksum mismatch in bytes {where}, which hold {shown}"
 
 
 def tensors_in(manifest: Manifest, file: int, ranges: Sequence[tuple[int, int]]) -> list[str]:

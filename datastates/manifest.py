@@ -22,7 +22,8 @@ from datastates.errors import DamagedCheckpointError
 from oneflow_sbp import Box
 
 FORMAT = "elastates-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest that this reader knows. Checkpoints without deltas are of version 1, which knows no sources."""
 FILE_NAME = "manifest.json"
 _DIGEST = re.compile(rb',"digest":"sha256:([0-9a-f]{64})"\}\n$')
 _DIGEST_BYTES = len(',"digest":"sha256:"}\n') + 64
@@ -58,6 +59,19 @@ class DataFile:
     """[extents] uint64, ascending; extent ``i`` is ``[ends[i-1] or header_bytes, ends[i])``."""
     extent_crc32c: np.ndarray
     """[extents] uint32."""
+    sources: tuple[str, ...] = ()
+    """Of a delta: files of the checkpoint that hold, at the same offsets, what this one has holes for."""
+    extent_sources: np.ndarray | None = None
+    """[extents] uint32: which of :attr:`names` holds the extent; ``None``: this file holds all."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """This file and its sources: all have its size and its header."""
+        return (self.name, *self.sources)
+
+    def holder(self, extent: int) -> str:
+        """Name of the file that holds an extent."""
+        return self.name if self.extent_sources is None else self.names[self.extent_sources[extent]]
 
 
 @dataclass(frozen=True)
@@ -109,7 +123,7 @@ def dump(manifest: Manifest, tensors_text: str | None = None) -> bytes:
     """The bytes of ``manifest.json``: one line of JSON whose last member is the SHA-256 of what stands before it."""
     head = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": 2 if any(f.sources for f in manifest.files) else 1,
         "step": manifest.step,
         "num_ranks": manifest.num_ranks,
         "created_unix_s": manifest.created_unix_s,
@@ -123,6 +137,7 @@ def dump(manifest: Manifest, tensors_text: str | None = None) -> bytes:
                 "header_crc32c": f.header_crc32c,
                 "extent_ends": f.extent_ends.tolist(),
                 "extent_crc32c": f.extent_crc32c.tolist(),
+                **_sources_json(f),
             }
             for f in manifest.files
         ],
@@ -131,6 +146,16 @@ def dump(manifest: Manifest, tensors_text: str | None = None) -> bytes:
     text = json.dumps(head, separators=(",", ":"), allow_nan=False)
     body = f'{text[:-1]},"tensors":{tensors_text or tensors_json(manifest.tensors)}'.encode()
     return body + b',"digest":"sha256:%s"}\n' % hashlib.sha256(body).hexdigest().encode()
+
+
+def _sources_json(file: DataFile) -> dict[str, Any]:
+    """Which file holds which extents, run by run; nothing for a file that holds all of them."""
+    if file.extent_sources is None or not file.sources:
+        return {}
+    held_by = file.extent_sources.astype(np.int64)
+    begins = np.flatnonzero(np.diff(held_by, prepend=-1))
+    runs = np.stack([held_by[begins], np.diff(begins, append=len(held_by))], axis=1)
+    return {"sources": file.sources, "extent_sources": runs.tolist()}
 
 
 @without_gc()
@@ -156,10 +181,10 @@ def load(raw: bytes, where: str) -> Manifest:
 def _checked(data: dict[str, Any]) -> Manifest:
     if data["format"] != FORMAT:
         raise ValueError(f"format is {data['format']!r}, expected {FORMAT!r}")
-    if _number(data["format_version"]) > FORMAT_VERSION:
+    version = _number(data["format_version"])
+    if version > FORMAT_VERSION:
         raise ValueError(
-            f"format version {data['format_version']} is newer than {FORMAT_VERSION}, the newest this reader knows; "
-            "upgrade elastates"
+            f"format version {version} is newer than {FORMAT_VERSION}, the newest this reader knows; upgrade elastates"
         )
     num_ranks = _number(data["num_ranks"])
     if num_ranks < 1:
@@ -170,7 +195,10 @@ def _checked(data: dict[str, Any]) -> Manifest:
     )
     if len(objects) != num_ranks:
         raise ValueError(f"{len(objects)} objects files of {num_ranks} ranks")
-    if len({f.name for f in files} | {o.name for o in objects}) != len(files) + len(objects):
+    if version < 2 and any(f.sources for f in files):
+        raise ValueError(f"format version {version} has no sources")
+    names = [name for f in files for name in f.names] + [o.name for o in objects]
+    if len(set(names)) != len(names):
         raise ValueError("two files have one name")
     tensors = {name: _tensor(name, info, files) for name, info in data["tensors"].items()}
     aliases = data["aliases"]
@@ -190,6 +218,7 @@ def _checked(data: dict[str, Any]) -> Manifest:
 
 
 def _file(data: dict[str, Any]) -> DataFile:
+    sources, extent_sources = _sources(data)
     file = DataFile(
         name=_plain(data["name"]),
         size_bytes=_number(data["size_bytes"]),
@@ -197,11 +226,27 @@ def _file(data: dict[str, Any]) -> DataFile:
         header_crc32c=_number(data["header_crc32c"]),
         extent_ends=np.array([_number(end) for end in data["extent_ends"]], dtype=np.uint64),
         extent_crc32c=np.array([_number(crc) for crc in data["extent_crc32c"]], dtype=np.uint32),
+        sources=sources,
+        extent_sources=extent_sources,
     )
     ends = np.concatenate([np.array([file.header_bytes], dtype=np.uint64), file.extent_ends])
     if len(file.extent_ends) != len(file.extent_crc32c) or ends[-1] != file.size_bytes or np.any(ends[1:] <= ends[:-1]):
         raise ValueError(f"the extents of {file.name} do not tile its {file.size_bytes} bytes")
     return file
+
+
+def _sources(data: dict[str, Any]) -> tuple[tuple[str, ...], np.ndarray | None]:
+    """The inverse of :func:`_sources_json`."""
+    if "sources" not in data:
+        return (), None
+    sources = tuple(map(_plain, data["sources"]))
+    runs = [(_number(source), _number(count)) for source, count in data["extent_sources"]]
+    if sum(count for _, count in runs) != len(data["extent_ends"]):
+        raise ValueError(f"extent_sources of {data['name']} are not as many as its extents")
+    if any(source > len(sources) for source, _ in runs):
+        raise ValueError(f"extent_sources of {data['name']} name more than its {len(sources)} sources")
+    held_by, counts = [source for source, _ in runs], [count for _, count in runs]
+    return sources, np.repeat(np.array(held_by, dtype=np.uint32), counts)
 
 
 def _tensor(name: str, data: dict[str, Any], files: Sequence[DataFile]) -> TensorInfo:

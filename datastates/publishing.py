@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from datastates.agreement import json_bytes
 from datastates.config import CheckpointerConfig
 from datastates.coordination import Channel
 from datastates.data_file import DataFilePlan
-from datastates.directory import CheckpointDirectory, data_file_name, expired
+from datastates.delta import Base, DeltaBases, refer, written_bytes
+from datastates.directory import CheckpointDirectory, data_file_name, delta_file_name, expired
 from datastates.errors import CheckpointError
 from datastates.save_job import SaveJob, as_checkpoint_error
 from datastates.sight.bus import emit, sinks
@@ -32,20 +33,36 @@ import _elastates
 logger = logging.getLogger("datastates")
 
 
+class Volume(NamedTuple):
+    """The data files of all ranks of one checkpoint."""
+
+    size_bytes: int
+    written_bytes: int
+    """Less where deltas have holes."""
+    is_delta: bool
+
+
+NOTHING = Volume(0, 0, False)
+"""What a failed checkpoint published."""
+
+
 class Publisher:
     """Used by the commit lane alone."""
 
-    def __init__(self, directory: CheckpointDirectory, config: CheckpointerConfig, channel: Channel) -> None:
+    def __init__(
+        self, directory: CheckpointDirectory, config: CheckpointerConfig, channel: Channel, bases: DeltaBases
+    ) -> None:
         self._directory = directory
         self._config = config
         self._channel = channel
+        self._bases = bases
         self._published: dict[Path, int] = {}
         self._told: str | None = None  # key of the last outcome
         self.damaged: set[int] = set()
         """Steps that a restore found damaged: their directories make way when the step is taken again."""
 
-    def publish(self, job: SaveJob) -> Path:
-        """Collective: publish if every rank has written its part; returns the final path.
+    def publish(self, job: SaveJob) -> tuple[Path, Volume]:
+        """Collective: publish if every rank has written its part; returns the final path, and what lies there.
 
         Raises:
             CheckpointError: some rank failed or did not answer; nothing was published.
@@ -54,7 +71,8 @@ class Publisher:
         timeout_s = self._config.commit_timeout_s
         key = f"{job.checkpoint.ordinal}"
         with span("gather digests", job.checkpoint.step):
-            answers = self._channel.gather(f"written/{key}", self._digests(job), timeout_s)
+            mine = self._digests(job)
+            answers = self._channel.gather(f"written/{key}", json_bytes(mine), timeout_s)
         if self._told is not None:
             self._channel.forget(self._told)  # who has come this far has read it
         self._told = f"published/{key}"
@@ -64,23 +82,48 @@ class Publisher:
                 outcome = self._decide(job, [json.loads(answer) for answer in answers])
         with span("hear the outcome", job.checkpoint.step):
             outcome = self._channel.from_leader(f"published/{key}", outcome, timeout_s)
-        if outcome != b"ok":
-            raise job.error or CheckpointError(f"checkpoint of step {job.checkpoint.step}: {outcome.decode()}")
-        return self._directory.of_step(job.checkpoint.step)
+        told = json.loads(outcome)
+        if "failed" in told:
+            raise job.error or CheckpointError(f"checkpoint of step {job.checkpoint.step}: {told['failed']}")
+        volume = Volume(**told["published"])
+        if self._config.full_every is not None:
+            self._remember(job, mine, volume)
+        return self._directory.of_step(job.checkpoint.step), volume
 
-    def _digests(self, job: SaveJob) -> bytes:
+    def _digests(self, job: SaveJob) -> dict[str, Any]:
         """What this rank wrote, or why it could not."""
         assert job.plan is not None and job.attempt is not None
         if job.error is None:
             try:
+                referred = self._link_sources(job)
                 if self._channel.rank != 0:  # it does so when the manifest is there, too
                     storage_ops.sync_directory(job.attempt)
                 assert job.objects is not None
                 crcs = job.checkpoint.snapshot.extent_crc32c()
-                return json_bytes({"extent_crc32c": crcs.tolist(), "objects": vars(job.objects)})
+                return {"extent_crc32c": crcs.tolist(), "objects": vars(job.objects), **referred}
             except Exception as error:  # noqa: BLE001
                 job.error = as_checkpoint_error(job.checkpoint, error, self._channel.rank)
-        return json_bytes({"error": str(job.error)})
+        return {"error": str(job.error)}
+
+    def _link_sources(self, job: SaveJob) -> dict[str, Any]:
+        """Give the earlier files that hold this rank's unchanged extents a name in the attempt's directory."""
+        assert job.plan is not None and job.attempt is not None
+        planned = job.plan.files[self._channel.rank]
+        changed = job.checkpoint.snapshot.extent_changed()
+        if job.base is None or changed.all():
+            return {"sources": [], "extent_sources": [], "written_bytes": planned.size_bytes}
+        referral = refer(job.base, changed)
+        try:
+            for name, held in referral.links.items():
+                storage_ops.link(held, job.attempt / name)
+        except OSError:
+            self._bases.clear()  # the next one is full
+            raise
+        return {
+            "sources": referral.sources,
+            "extent_sources": referral.extent_sources.tolist(),
+            "written_bytes": written_bytes(len(planned.header), planned.extent_ends, changed),
+        }
 
     def _decide(self, job: SaveJob, answers: list[dict[str, Any]]) -> bytes:
         """Rank 0: publish if every rank has written its part, else say who has not."""
@@ -88,24 +131,59 @@ class Publisher:
         errors = [f"rank {rank}: {answer['error']}" for rank, answer in enumerate(answers) if "error" in answer]
         try:
             if not errors:
-                content = self._manifest(job, answers)
+                volume = self._volume(job, answers)
+                if job.base is not None and not volume.is_delta:
+                    self._name_as_full(job.attempt)
+                content = self._manifest(job, answers, volume.is_delta)
                 storage_ops.write_synced(job.attempt / manifest.FILE_NAME, content)
                 sizes = {path.name: path.stat().st_size for path in job.attempt.iterdir()}
                 final = self._directory.publish(job.attempt, job.checkpoint.step, self.damaged)
                 self._published = {final / name: size for name, size in sizes.items()}
                 self.damaged.discard(job.checkpoint.step)
-                return b"ok"
+                return json_bytes({"published": volume._asdict()})
         except Exception as error:  # noqa: BLE001
             job.error = as_checkpoint_error(job.checkpoint, error, 0)
             errors = [str(job.error)]
         with contextlib.suppress(OSError):  # the next writer's lock() clears it
             storage_ops.remove_tree(job.attempt)  # every rank has answered: nobody writes there any more
-        return "; ".join(errors).encode()
+        return json_bytes({"failed": "; ".join(errors)})
 
-    def _manifest(self, job: SaveJob, answers: list[dict[str, Any]]) -> bytes:
+    def _volume(self, job: SaveJob, answers: list[dict[str, Any]]) -> Volume:
+        assert job.plan is not None
+        return Volume(
+            size_bytes=job.plan.size_bytes,
+            written_bytes=sum(answer["written_bytes"] for answer in answers),
+            is_delta=any(answer["sources"] for answer in answers),
+        )
+
+    def _name_as_full(self, attempt: Path) -> None:
+        """A delta in which everything had changed, on all ranks, is a full checkpoint."""
+        for rank in range(self._channel.num_ranks):
+            storage_ops.rename(attempt / delta_file_name(rank), attempt / data_file_name(rank))
+
+    def _remember(self, job: SaveJob, mine: dict[str, Any], volume: Volume) -> None:
+        """What this rank has just published can be the base of later checkpoints."""
+        assert job.plan is not None
+        rank, step = self._channel.rank, job.checkpoint.step
+        older = job.base if volume.is_delta else None
+        self._bases.add(
+            Base(
+                step=step,
+                rank=rank,
+                path=self._directory.of_step(step),
+                layout=job.plan.layout,
+                file=_data_file(rank, job.plan.files[rank], mine, volume.is_delta),
+                digests=job.checkpoint.snapshot.extent_digests(),
+                full_ordinal=older.full_ordinal if older else job.checkpoint.ordinal,
+                chain_bytes=(older.chain_bytes if older else 0) + volume.written_bytes,
+                size_bytes=volume.size_bytes,
+            )
+        )
+
+    def _manifest(self, job: SaveJob, answers: list[dict[str, Any]], is_delta: bool) -> bytes:
         assert job.plan is not None
         files = [
-            _data_file(rank, planned, answer["extent_crc32c"])
+            _data_file(rank, planned, answer, is_delta)
             for rank, (planned, answer) in enumerate(zip(job.plan.files, answers, strict=True))
         ]
         content = manifest.Manifest(
@@ -135,6 +213,7 @@ class Publisher:
                 for step in expired(steps, self._config.keep_last, self._config.keep_every)
                 if step not in pinned and self._directory.of_step(step) not in newest
             ]
+            old = self._bases.let_go(old)
             if old and all(path.stat().st_size == size for path, size in self._published.items()):
                 begun_s = time.monotonic()
                 self._directory.remove(old)
@@ -145,12 +224,15 @@ class Publisher:
             logger.exception("retention could not remove old checkpoints of %s", self._directory.path)
 
 
-def _data_file(rank: int, planned: DataFilePlan, crcs: list[int]) -> manifest.DataFile:
+def _data_file(rank: int, planned: DataFilePlan, answer: dict[str, Any], is_delta: bool) -> manifest.DataFile:
+    sources = tuple(answer["sources"])
     return manifest.DataFile(
-        name=data_file_name(rank),
+        name=delta_file_name(rank) if is_delta else data_file_name(rank),
         size_bytes=planned.size_bytes,
         header_bytes=len(planned.header),
         header_crc32c=_elastates.crc32c(planned.header),
         extent_ends=planned.extent_ends,
-        extent_crc32c=np.array(crcs, dtype=np.uint32),
+        extent_crc32c=np.array(answer["extent_crc32c"], dtype=np.uint32),
+        sources=sources,
+        extent_sources=np.array(answer["extent_sources"], dtype=np.uint32) if sources else None,
     )

@@ -177,13 +177,13 @@ class CheckpointReader:
 
     def _verify_file(self, number: int, file: DataFile, found: list[Damage]) -> Iterator[int]:
         """Add what is damaged to ``found``; yields the sizes of what has been read."""
-        path = self.path / file.name
-        if problem := size_problem(path, file.size_bytes):
-            found.append(Damage(file.name, 0, file.size_bytes, self._tensors_in(number), problem))
-            yield file.size_bytes
-            return
-        if problem := header_problem(path, file):
-            found.append(Damage(file.name, 0, file.header_bytes, (), problem))
+        for name in file.names:
+            if problem := size_problem(self.path / name, file.size_bytes):
+                found.append(Damage(name, 0, file.size_bytes, self._tensors_in(number), problem))
+                yield file.size_bytes
+                return
+            if problem := header_problem(self.path / name, file):
+                found.append(Damage(name, 0, file.header_bytes, (), problem))
         yield file.header_bytes
         bounds = extent_bounds(file)
         for batch in batches(bounds, VERIFY_BATCH_BYTES):
@@ -201,11 +201,12 @@ class CheckpointReader:
         damage = []
         for extent in bad:
             begin, end = bounds[extent], bounds[extent + 1]
+            name = file.holder(extent)
             what = (
-                f"{self.path / file.name}: checksum mismatch in bytes [{begin}, {end}), "
+                f"{self.path / name}: checksum mismatch in bytes [{begin}, {end}), "
                 f"expected CRC32C {file.extent_crc32c[extent]:08x}"
             )
-            damage.append(Damage(file.name, begin, end, self._tensors_in(number, begin, end), what))
+            damage.append(Damage(name, begin, end, self._tensors_in(number, begin, end), what))
         return damage
 
     def _tensors_in(self, file: int, begin: int = 0, end: int = 1 << 63) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datastates.agreement import SavePlan
+from datastates.delta import Base
 from datastates.errors import CheckpointError, CheckpointSkipped, MutationError, StorageFullError
 from datastates.handle import Checkpoint
 from datastates.manifest import ObjectsFile
@@ -22,6 +23,8 @@ class SaveJob:
     checkpoint: Checkpoint
     plan: SavePlan | None = None
     attempt: Path | None = None
+    base: Base | None = None
+    """What the checkpoint is a delta to; pinned for as long as it stands here."""
     error: CheckpointError | None = None
     objects: ObjectsFile | None = None
     reported: bool = False

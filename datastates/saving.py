@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from datastates import manifest, storage_ops
-from datastates.agreement import Planner, SavePlan, begin_message, begin_problem, json_bytes, refusal
+from datastates.agreement import Planner, begin_message, begin_problem, json_bytes, refusal
 from datastates.bulk import without_gc
 from datastates.config import CheckpointerConfig
 from datastates.coordination import Channel
-from datastates.directory import CheckpointDirectory, data_file_name, objects_file_name
+from datastates.delta import DeltaBases, new_content_key
+from datastates.directory import CheckpointDirectory, data_file_name, delta_file_name, objects_file_name
 from datastates.errors import CheckpointError, MutationError, StorageFullError
 from datastates.handle import Checkpoint
 from datastates.lanes import Lane
-from datastates.publishing import Publisher
+from datastates.publishing import NOTHING, Publisher, Volume
 from datastates.save_job import SaveJob, as_checkpoint_error, forget_frames
 from datastates.sight.bus import emit, sinks
 from datastates.sight.events import Agreed, ArenaAllocated, Copied, Origin, Submitted, Written
@@ -40,8 +41,8 @@ from datastates.tiers.replication import Replication
 import _elastates
 
 logger = logging.getLogger("datastates")
-Finished = Callable[[Checkpoint, CheckpointError | None, int], None]
-"""(checkpoint, error or None, bytes published)."""
+Finished = Callable[[Checkpoint, CheckpointError | None, Volume], None]
+"""(checkpoint, error or None, what was published)."""
 
 
 class SavePipeline:
@@ -63,9 +64,10 @@ class SavePipeline:
         self._origin = Origin(str(directory.path), channels[1].rank)
         self.timeline = Timeline()
         """What the plan lane was busy with."""
-        self._publisher = Publisher(directory, config, channels[1])
+        self._bases = DeltaBases(config.full_every)
+        self._publisher = Publisher(directory, config, channels[1], self._bases)
         self._replication = replication
-        self._planner = Planner(channels[0], config.chunk_bytes, config.commit_timeout_s)
+        self._planner = Planner(channels[0], config.chunk_bytes, config.commit_timeout_s, config.fine_extent_bytes)
         self._engine: Any = None
         self._engine_lock = threading.Lock()
         self._arena_bytes = 0
@@ -78,6 +80,10 @@ class SavePipeline:
     def damaged(self) -> set[int]:
         """Steps that a restore found damaged: their directories make way when the step is taken again."""
         return self._publisher.damaged
+
+    def forget_bases(self) -> None:
+        """Let the next checkpoint be a full one."""
+        self._bases.clear()
 
     def put(self, checkpoint: Checkpoint) -> None:
         self._plan_lane.put(SaveJob(checkpoint))
@@ -127,7 +133,7 @@ class SavePipeline:
         checkpoint = job.checkpoint
         try:
             with span("agree", checkpoint.step):
-                job.plan, job.attempt = self._agree(checkpoint)
+                self._agree(job)
         except Exception as error:  # noqa: BLE001  (a lane accounts for everything)
             self._give_up(job, error)
             return
@@ -139,7 +145,9 @@ class SavePipeline:
                 checkpoint.submitted(None)
         self._copied_lane.put(job)
 
-    def _agree(self, checkpoint: Checkpoint) -> tuple[SavePlan, Path]:
+    def _agree(self, job: SaveJob) -> None:
+        """Give the job its plan, its directory and its base, if it has one."""
+        checkpoint = job.checkpoint
         captured = checkpoint.captured
         key, policy = str(checkpoint.ordinal), self._config.policy
         if captured is None:
@@ -159,22 +167,26 @@ class SavePipeline:
                 problem = begin_problem(error)
         alone = self._channel.num_ranks == 1
         ready = policy == "wait" or self.has_room_for(self._planner.file_bytes(captured))
-        begin = begin_message(captured, checkpoint.step, ready, attempt, problem, alone)
+        offered = self._bases.offer(checkpoint.ordinal, self._directory.path / attempt if attempt else None)
+        bases = [base.step for base in offered]
+        begin = begin_message(captured, checkpoint.step, ready, attempt, problem, alone, bases)
+        chosen = None
         begun_s = time.monotonic()
         try:
-            plan, name = self._planner.agree(captured, begin, key, policy)
+            job.plan, name, chosen = self._planner.agree(captured, begin, key, policy)
         except Exception:
             if attempt:
                 self._remove_empty(self._directory.path / attempt)
             raise
         finally:
+            job.base = self._bases.settle(offered, chosen)
             waits = self._plan_channel.take_waits()
             self.timeline.add(Activity(Cause.AGREEMENT, wait.begin_s, wait.end_s, wait.rank) for wait in waits)
         if sinks:
             waited = {wait.rank: wait.end_s - wait.begin_s for wait in waits}
             agreement_s = time.monotonic() - begun_s
             emit(Agreed(self._origin, step=checkpoint.step, agreement_s=agreement_s, waited_s_by_rank=waited))
-        return plan, self._directory.path / name
+        job.attempt = self._directory.path / name
 
     @staticmethod
     def _remove_empty(attempt: Path) -> None:
@@ -187,12 +199,15 @@ class SavePipeline:
     def _submit(self, job: SaveJob) -> None:
         assert job.plan is not None and job.attempt is not None and job.checkpoint.captured is not None
         captured = job.checkpoint.captured
-        file = job.plan.files[self._channel.rank]
-        self._check_space(job.plan.size_bytes)
+        rank = self._channel.rank
+        file = job.plan.files[rank]
+        base = job.base if job.base is not None and job.base.layout == job.plan.layout else None
+        if base is None:
+            self._check_space(job.plan.size_bytes)
         engine = self._engine_for(file.size_bytes, job.checkpoint.step)
         chain = ChainReading.of(engine.stats())
         snapshot = engine.submit(
-            path=str(job.attempt / data_file_name(self._channel.rank)),
+            path=str(job.attempt / (data_file_name(rank) if job.base is None else delta_file_name(rank))),
             header=file.header,
             refs=captured.refs,
             index=file.index,
@@ -202,6 +217,8 @@ class SavePipeline:
             extent_ends=file.extent_ends,
             file_size=file.size_bytes,
             num_groups=captured.structure.num_groups,
+            content_key=new_content_key() if self._config.full_every is not None else None,
+            base=base.digests if base is not None else None,
         )
         job.checkpoint.submitted(snapshot, file.size_bytes, chain)
         snapshot_is_of(snapshot.id, job.checkpoint.step)
@@ -306,12 +323,12 @@ class SavePipeline:
     def _commit(self, job: SaveJob) -> None:
         try:
             with span("publish", job.checkpoint.step):
-                final = self._publisher.publish(job)
+                final, volume = self._publisher.publish(job)
         except Exception as error:  # noqa: BLE001
             self._give_up(job, error)
             return
-        assert job.plan is not None
-        self._finished(job.checkpoint, None, job.plan.size_bytes)  # first: who sees it durable sees it counted
+        self._release_base(job)
+        self._finished(job.checkpoint, None, volume)  # first: who sees it durable sees it counted
         job.checkpoint.durable._resolve(final)
         if self._replication is None:
             job.checkpoint.replicated._resolve(None)
@@ -324,12 +341,18 @@ class SavePipeline:
     def _give_up(self, job: SaveJob, error: Exception) -> None:
         failure = as_checkpoint_error(job.checkpoint, error, self._channel.rank)
         job.checkpoint.captured = None
+        self._release_base(job)
         self._fail(job, failure)
+
+    def _release_base(self, job: SaveJob) -> None:
+        if job.base is not None:
+            self._bases.release(job.base)
+            job.base = None
 
     def _fail(self, job: SaveJob, error: CheckpointError) -> None:
         """Account for the failure, once, and let the futures raise it."""
         if not job.reported:
             job.reported = True
-            self._finished(job.checkpoint, error, 0)
+            self._finished(job.checkpoint, error, NOTHING)
         forget_frames(error)
         job.checkpoint.fail(error)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -48,7 +49,7 @@ BlockSums SumPlain(const ContentKey& key, const char* block) {
 __attribute__((target("avx2"))) uint64_t SumLanes(__m256i lanes) {
   alignas(32) uint64_t parts[4];
   _mm256_store_si256(reinterpret_cast<__m256i*>(parts), lanes);
-  return parts[0] + parts[1] + parts[2] + parts[3];
+  return std::accumulate(parts, parts + 4, uint64_t{0});
 }
 
 __attribute__((target("avx2"))) __m256i NhStep(__m256i bytes, const uint32_t* words, __m256i sum) {
@@ -66,9 +67,17 @@ __attribute__((target("avx2"))) BlockSums SumAvx2(const ContentKey& key, const c
   return {{SumLanes(first), SumLanes(second)}};
 }
 
+__attribute__((target("avx512f"))) uint64_t SumLanes(__m512i lanes) {
+  alignas(64) uint64_t parts[8];
+  _mm512_store_si512(parts, lanes);
+  return std::accumulate(parts, parts + 8, uint64_t{0});
+}
+
 __attribute__((target("avx512f"))) __m512i NhStep(__m512i bytes, const uint32_t* words, __m512i sum) {
   const __m512i keyed = _mm512_add_epi32(bytes, _mm512_load_si512(words));
-  return _mm512_add_epi64(sum, _mm512_mul_epu32(keyed, _mm512_srli_epi64(keyed, 32)));
+  // In the masked forms, all lanes on: GCC 12 takes the plain ones for reads of something uninitialized.
+  const __m512i odd = _mm512_maskz_srli_epi64(0xff, keyed, 32);
+  return _mm512_add_epi64(sum, _mm512_maskz_mul_epu32(0xff, keyed, odd));
 }
 
 __attribute__((target("avx512f"))) BlockSums SumAvx512(const ContentKey& key, const char* block) {
@@ -78,8 +87,7 @@ __attribute__((target("avx512f"))) BlockSums SumAvx512(const ContentKey& key, co
     first = NhStep(bytes, key.words[0] + i, first);
     second = NhStep(bytes, key.words[1] + i, second);
   }
-  return {{static_cast<uint64_t>(_mm512_reduce_add_epi64(first)),
-           static_cast<uint64_t>(_mm512_reduce_add_epi64(second))}};
+  return {{SumLanes(first), SumLanes(second)}};
 }
 
 void AddFastVersions(std::vector<BlockHashVersion>* versions) {

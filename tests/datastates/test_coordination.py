@@ -90,7 +90,7 @@ def test_an_exchange_that_one_rank_did_not_hear_out_is_made_up_for() -> None:
 
     assert len(on_all(hang, [0, 1])) == 2
     assert (planners[0]._known, planners[1]._known) == ("0", "")
-    (first, _), (second, _) = on_all(lambda rank: agree(planners[rank], held[rank], "1"), [0, 1])
+    (first, *_), (second, *_) = on_all(lambda rank: agree(planners[rank], held[rank], "1"), [0, 1])
     assert first.tensors == second.tensors
     assert first.tensors.keys() == {"a", "b"}
 
@@ -107,5 +107,5 @@ def test_a_refusal_fails_all_and_the_next_agreement_holds() -> None:
     for error in on_all(refuse, [0, 1]):
         assert isinstance(error, CheckpointError)
         assert str(error) == "rank 1: TypeError: no form"
-    (first, _), (second, _) = on_all(lambda rank: agree(planners[rank], mine, "1"), [0, 1])
+    (first, *_), (second, *_) = on_all(lambda rank: agree(planners[rank], mine, "1"), [0, 1])
     assert first.tensors == second.tensors

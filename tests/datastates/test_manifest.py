@@ -126,7 +126,7 @@ def set_in_file(data: dict[str, Any], key: str, value: Any) -> None:
 HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "newer": (
         lambda d: d.update(format_version=FORMAT_VERSION + 1),
-        r"format version 2 is newer than 1.*upgrade elastates",
+        r"format version 3 is newer than 2.*upgrade elastates",
     ),
     "other format": (lambda d: d.update(format="tar"), "format is 'tar', expected 'elastates-checkpoint'"),
     "negative offset": (lambda d: set_shard(d, 1, -8), "-8 is not a count"),
