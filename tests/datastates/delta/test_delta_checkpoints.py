@@ -5,69 +5,17 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from deltas import COLUMNS, DELTA, EXTENT_BYTES, FULL, ROWS, Lora, assert_holds, left, save, train, values
 from training import assert_same_bits
 
-from datastates import Checkpointer, open_checkpoint
+from datastates import Checkpointer
 from datastates.data_file import plan_data_file
 from datastates.directory import read_manifest
 from datastates.plan import Held, Piece
 from oneflow_sbp import Box
-
-ROWS, COLUMNS = 4096, 128  # 2 MiB of float32: a row is 512 bytes
-EXTENT_BYTES = 64 << 10
-FULL, DELTA = "rank-00000.safetensors", "rank-00000.safetensors.delta"
-
-
-class Lora(torch.nn.Module):
-    """A frozen base and a small adapter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.base = torch.nn.Linear(512, 512)
-        self.base.requires_grad_(False)
-        self.adapter = torch.nn.Linear(512, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.base(x).sum() + self.adapter(x).sum()
-
-
-def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    model(torch.ones(2, 512)).backward()
-    optimizer.step()
-
-
-def values(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """A copy of every tensor, under its stored name."""
-    found = {}
-    for key, value in state.items():
-        if isinstance(value, torch.nn.Module):
-            found |= {f"{key}.{name}": tensor.clone() for name, tensor in value.state_dict().items()}
-        elif isinstance(value, torch.Tensor):
-            found[key] = value.clone()
-    return found
-
-
-def save(checkpoints: Checkpointer, step: int, state: dict[str, Any]) -> tuple[int, dict[str, torch.Tensor]]:
-    """Returns the bytes written, and the state as it is now."""
-    before = checkpoints.stats().bytes_written_total
-    checkpoints.checkpoint(step, state).durable.result(60)
-    return checkpoints.stats().bytes_written_total - before, values(state)
-
-
-def assert_holds(checkpoint: Path, expected: dict[str, torch.Tensor]) -> None:
-    reader = open_checkpoint(checkpoint)
-    assert reader.verify() == []
-    for name, tensor in expected.items():
-        assert_same_bits(reader.read(name), tensor, name)
-
-
-def left(checkpoint: Path) -> set[str]:
-    return {path.name for path in checkpoint.iterdir()}
 
 
 @pytest.mark.parametrize("lazy", [(), ("model.base.*",)])
