@@ -76,7 +76,7 @@ class Writers:
         groups: set[int] = set()
         if self.context.declared_group + 2 <= self.num_groups:
             groups.add(self.context.declared_group + 1)
-        groups.update(index + 1 for index, known in enumerate(self.context.optimizers) if known is optimizer)
+        groups.update(i + 1 for i, known in enumerate(self.context.optimizers) if optimizer in (known, _wrapped(known)))
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 groups |= self.by_storage.get(_storage(parameter), set())
@@ -93,6 +93,11 @@ class Captured:
     python: dict[str, Any]
     """Section name -> encoded Python values, for those that have any."""
     writers: Writers
+
+
+def _wrapped(optimizer: torch.optim.Optimizer) -> object:
+    """The optimizer that steps where ``optimizer`` is only a wrapper, as accelerate's is."""
+    return getattr(optimizer, "optimizer", None)
 
 
 def describe(held: Sequence[Held], aliases: Mapping[str, str]) -> bytes:

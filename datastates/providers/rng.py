@@ -29,17 +29,18 @@ class RngProvider(StateProvider):
 
     def collect(self, value: RngState, out: SectionBuilder) -> None:
         name = out.section.name
-        out.section.python = lambda: encode(_read(), name)
+        out.section.python = lambda: encode(read_generators(), name)
         out.section.guard = lambda: True
 
     def apply(self, value: RngState, name: str, context: Context, saved: Saved) -> RngState:
         stored = saved.python(name)
         if stored is not None:
-            _write(saved.decode(stored))
+            write_generators(saved.decode(stored))
         return value
 
 
-def _read() -> dict[str, Any]:
+def read_generators() -> dict[str, Any]:
+    """The states of all of them, as a copy."""
     version, words, gauss = random.getstate()
     return {
         "python": [version, np.array(words, dtype=np.uint32), gauss],
@@ -49,7 +50,8 @@ def _read() -> dict[str, Any]:
     }
 
 
-def _write(state: dict[str, Any]) -> None:
+def write_generators(state: dict[str, Any]) -> None:
+    """Give them the states that :func:`read_generators` returned."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     np.random.set_state(state["numpy"])

@@ -1,4 +1,4 @@
-"""What the ranks of ``test_dcp_ranks.py`` do: ``python dcp_job.py SCENARIO STORE DIRECTORY``.
+"""What the ranks of ``test_dcp_ranks.py`` do: ``python dcp_job.py STORE DIRECTORY``.
 
 Ranks meet over a file. Results are printed as ``RESULT name json``.
 """
@@ -16,7 +16,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
@@ -43,9 +43,8 @@ def reference(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def make(filled: bool) -> tuple[nn.Module, torch.optim.Optimizer, dict[str, Any]]:
+def make(filled: bool, line: DeviceMesh) -> tuple[nn.Module, torch.optim.Optimizer, dict[str, Any]]:
     """An FSDP2 model, its optimizer, and a state with it and tensors of other layouts; values or zeros."""
-    line = init_device_mesh("cpu", (NUM_RANKS,))
     torch.manual_seed(1 if filled else 2)
     model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))  # rows are shared unevenly
     for layer in (model[0], model[2], model):
@@ -78,9 +77,10 @@ def values(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, 
     return {k: (v.full_tensor() if isinstance(v, DTensor) else v).detach().clone() for k, v in named.items()}
 
 
-def save(directory: Path) -> None:
-    """Three checkpoints: synchronous, in a thread, in a process; and the values they must have."""
-    model, optimizer, state = make(filled=True)
+def save_and_load(directory: Path) -> None:
+    """Three checkpoints: synchronous, in a thread, in a process; loaded by all ranks but the last."""
+    line = init_device_mesh("cpu", (NUM_RANKS,))
+    model, optimizer, state = make(filled=True, line=line)
     expected = values(model, optimizer, state)
     dcp.save(state, storage_writer=datastates.dcp_writer(directory))
     dcp.async_save(state, storage_writer=datastates.dcp_writer(directory)).result()
@@ -88,18 +88,21 @@ def save(directory: Path) -> None:
     dcp.async_save(state, storage_writer=writer, async_checkpointer_type=AsyncCheckpointerType.PROCESS).result()
     if RANK == 0:
         torch.save(expected, directory / "expected.pt")
-    result("saved", True)
+    fewer = dist.new_group(list(range(NUM_RANKS - 1)))
+    if RANK < NUM_RANKS - 1:
+        load(directory, fewer, expected)
+    result("done", True)
 
 
-def load(directory: Path) -> None:
-    expected = torch.load(directory / "expected.pt")
+def load(directory: Path, group: dist.ProcessGroup, expected: dict[str, Tensor]) -> None:
+    line = DeviceMesh.from_group(group, "cpu")
     for step in range(3):
-        model, optimizer, state = make(filled=False)
+        model, optimizer, state = make(filled=False, line=line)
         model(torch.zeros(2, 5)).sum().backward()
         optimizer.step()
         model_state, optimizer_state = get_state_dict(model, optimizer)
         state |= {"model": model_state, "optimizer": optimizer_state}
-        dcp.load(state, storage_reader=datastates.dcp_reader(directory / f"step-{step}"))
+        dcp.load(state, storage_reader=datastates.dcp_reader(directory / f"step-{step}"), process_group=group)
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         found = values(model, optimizer, state)
         different = [k for k, v in expected.items() if not torch.equal(found[k], v) or found[k].dtype != v.dtype]
@@ -132,18 +135,20 @@ def damage_and_failure(directory: Path) -> None:
     dist.barrier()
 
     alone = {"w": state["w"]} if RANK == 0 else {}
-    result(
-        "torn",
-        told(lambda: dcp.save(alone, storage_writer=datastates.dcp_writer(directory / f"r{RANK}"), no_dist=True)),
-    )
+    writer = datastates.dcp_writer(directory / f"alone-{RANK}")
+    result("torn", told(lambda: dcp.save(alone, storage_writer=writer, no_dist=True)))
 
 
 def main() -> None:
-    scenario, store, directory = sys.argv[1:]
+    store, directory = sys.argv[1:]
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=RANK, world_size=NUM_RANKS)
-    globals()[scenario](Path(directory))
-    dist.barrier()
+    for name in ("save_and_load", "damage_and_failure"):
+        path = Path(directory) / name
+        path.mkdir(parents=True, exist_ok=True)
+        dist.barrier()
+        globals()[name](path)
+        dist.barrier()
     dist.destroy_process_group()
 
 

@@ -1,0 +1,193 @@
+"""Checkpoints of a Hugging Face ``Trainer``, as a callback.
+
+checkpoints = CheckpointCallback("runs/bert", every_n_steps=50)
+trainer = Trainer(model, arguments, train_dataset=dataset, callbacks=[checkpoints])
+checkpoints.resume(trainer)        # trainer.train(), from the newest whole checkpoint if there is one
+
+A checkpoint is taken where the next step begins, behind logging and evaluation: these draw from the global generators
+(every new iterator of a data loader does), and the next step's batches have been fetched, as they will have been when a
+resumed ``Trainer`` takes the generators back. Where an epoch ends, that is before the next one begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import TrainOutput
+
+from datastates.checkpointer import Checkpointer
+from datastates.errors import RestoreError
+from datastates.providers import rng_state
+from datastates.providers.rng import read_generators, write_generators
+from datastates.reader import open_checkpoint
+
+
+class CheckpointCallback(TrainerCallback):
+    """Takes a checkpoint of model, optimizer, scheduler, generators and ``TrainerState`` every few steps.
+
+    Args:
+        directory: where checkpoints go; one directory that all ranks see.
+        every_n_steps: optimizer steps between two checkpoints.
+        options: fields of :class:`datastates.CheckpointerConfig`.
+
+    Attributes:
+        checkpoints: the checkpointer, while training goes on.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, every_n_steps: int = 1, **options: Any) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps is {every_n_steps}, expected at least 1")
+        self.checkpoints: Checkpointer | None = None
+        self._directory = Path(directory)
+        self._every_n_steps = every_n_steps
+        self._options = options
+        self._trainer: Trainer | None = None
+        self._resumed: int | None = None
+        self._is_due = False
+        self._generators: dict[str, Any] = {}
+
+    def resume(self, trainer: Trainer, **arguments: Any) -> TrainOutput:
+        """``trainer.train()``, which continues from the newest whole checkpoint, or begins if there is none.
+
+        Args:
+            trainer: has this callback among its own.
+            arguments: of ``trainer.train``, without ``resume_from_checkpoint``.
+
+        Raises:
+            RestoreError: checkpoints exist and none could be restored.
+            ValueError: the checkpoint does not fit the model.
+        """
+        if self not in trainer.callback_handler.callbacks:
+            raise ValueError("this callback is not one of the trainer's; pass it as Trainer(..., callbacks=[...])")
+        self._trainer = trainer
+        latest = self._open().latest()
+        step = int(latest.name.removeprefix("step-")) if latest else None
+        while step is not None:
+            self._resumed = step
+            try:
+                with self._stand_in(trainer, step) as folder:
+                    return trainer.train(resume_from_checkpoint=folder, **arguments)
+            except _OlderStep as older:
+                step = older.step
+        self._resumed = None
+        return trainer.train(**arguments)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Restore, where :meth:`resume` asked for it: model, optimizer and scheduler exist now."""
+        checkpoints, self._is_due = self._open(), False
+        if self._resumed is not None:
+            start = checkpoints.restore(self._state(state, kwargs))
+            if start != self._resumed + 1:  # it was damaged: the Trainer has to begin at another step
+                raise _OlderStep(start - 1)
+            self._resumed = None
+            self._generators = read_generators()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Note that a checkpoint is due."""
+        self._is_due = state.global_step % self._every_n_steps == 0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the checkpoint that is due; it is copied behind this step's forward and backward."""
+        self._take(state, kwargs)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the checkpoint that is due before the new epoch's shuffling draws from the generators."""
+        self._take(state, kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the last one if it is due, and wait until all are durable."""
+        self._take(state, kwargs)
+        self.close()
+
+    def close(self) -> None:
+        """Wait until all checkpoints are durable and let go of the directory, as happens when training ends.
+
+        Raises:
+            CheckpointError: a failure that is due.
+        """
+        checkpoints, self.checkpoints = self.checkpoints, None
+        if checkpoints is not None:
+            checkpoints.close()
+
+    def _open(self) -> Checkpointer:
+        if self.checkpoints is None:
+            self.checkpoints = Checkpointer(self._directory, **self._options)
+        return self.checkpoints
+
+    def _take(self, state: TrainerState, kwargs: dict[str, Any]) -> None:
+        if self._is_due:
+            self._is_due = False
+            self._open().checkpoint(state.global_step - 1, self._state(state, kwargs))
+
+    def _state(self, trainer_state: TrainerState, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What is stored; accelerate's wrapper of the optimizer is looked through."""
+        optimizer = kwargs["optimizer"]
+        inner = getattr(optimizer, "optimizer", optimizer)
+        scaler = self._trainer.accelerator.scaler if self._trainer is not None else None
+        found = {
+            "model": kwargs["model"],
+            "optimizer": inner,
+            "scheduler": kwargs["lr_scheduler"],
+            "scaler": scaler,
+            "rng": rng_state(),
+            "trainer": self._exported(trainer_state),
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _exported(self, state: TrainerState) -> dict[str, Any]:
+        """``TrainerState`` as the Trainer would save it, with what stateful callbacks say of themselves now."""
+        exported = dataclasses.asdict(state)
+        if self._trainer is not None:
+            known: dict[str, Any] = {}
+            for callback in [*self._trainer.callback_handler.callbacks, self._trainer.control]:
+                if isinstance(callback, ExportableState):
+                    known.setdefault(type(callback).__name__, []).append(callback.state())
+            exported["stateful_callbacks"] = {name: s[0] if len(s) == 1 else s for name, s in known.items()}
+        return exported
+
+    @contextlib.contextmanager
+    def _stand_in(self, trainer: Trainer, step: int) -> Iterator[str]:
+        """A folder that the Trainer takes for a checkpoint of its own: its progress is real, the rest comes from us."""
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        saved = open_checkpoint(self._directory / f"step-{step:08d}")
+        progress = saved.python(rank % saved.manifest.num_ranks)["trainer"]
+        with tempfile.TemporaryDirectory() as folder:
+            TrainerState(**progress).save_to_json(os.path.join(folder, TRAINER_STATE_NAME))
+            with (
+                mock.patch.object(trainer, "_load_from_checkpoint", lambda *args, **kwargs: None),
+                mock.patch.object(trainer, "_load_rng_state", self._restore_generators),
+            ):
+                yield folder
+
+    def _restore_generators(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            write_generators(self._generators)
+
+
+class _OlderStep(Exception):
+    """The step that the Trainer was told of is damaged; ``step`` was restored, or nothing if negative."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"fell back to step {step}")
+        self.step = step
+        if step < 0:
+            raise RestoreError("no checkpoint could be restored")
