@@ -208,7 +208,8 @@ class SavedForDcp:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
-        self._notes = manifest.metadata.get(NOTES)
+        notes = manifest.metadata.get(NOTES)  # anything, if another writer put it there
+        self._notes = notes if isinstance(notes, dict) and isinstance(notes.get("objects"), dict) else None
         self._objects: dict[int, dict[str, Json]] = {}
 
     def metadata(self) -> Metadata:
@@ -269,6 +270,8 @@ class SavedForDcp:
 
     def _of_rank(self, rank: int) -> dict[str, Json]:
         if rank not in self._objects:
+            if rank not in range(self.manifest.num_ranks):
+                raise DamagedCheckpointError(f"{self.path}: values are said to be with rank {rank}, which did not save")
             stored = json.loads(read_objects(self.path, self.manifest.objects[rank]))
             self._objects[rank] = stored if self._notes is not None else dict(_flat(stored))
         return self._objects[rank]

@@ -157,7 +157,7 @@ class DcpWriter(StorageWriter):
         steps = self._directory.steps()
         step = self._step if self._step is not None else max(steps, default=-1) + 1
         if step in steps:
-            self._directory.unlock()
+            _unlock(self._directory)
             raise FileExistsError(
                 f"step {step} is published already in {self._directory.path} and nothing is ever overwritten; give "
                 "another step, or another directory"
@@ -198,7 +198,7 @@ class DcpWriter(StorageWriter):
         sizes = {path.name: path.stat().st_size for path in attempt.iterdir()}
         self.published = self._directory.publish(attempt, step)
         self._prune(self.published, sizes)
-        self._directory.unlock()
+        _unlock(self._directory)
         self._attempt = None
         metadata.storage_meta = StorageMeta(checkpoint_id=str(self.published))
 
@@ -368,6 +368,12 @@ def _lock(directory: CheckpointDirectory) -> None:
             left.unlock()
         directory.lock()
         _holders[path] = (threading.current_thread(), directory)
+
+
+def _unlock(directory: CheckpointDirectory) -> None:
+    with _holders_lock:
+        _holders.pop(directory.path.absolute(), None)
+        directory.unlock()
 
 
 def _mutated(error: Exception, held: Sequence[Held]) -> MutationError | None:

@@ -9,6 +9,7 @@ import os
 import pickle
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict_from_keys
 from training import assert_same_bits, small_model, trained
@@ -215,6 +218,51 @@ def test_planners_that_transform_are_heard(tmp_path: Path) -> None:
     dcp.load(found, storage_reader=datastates.dcp_reader(tmp_path))
     assert_same_bits(found["w"], state["w"].bfloat16().float())
     assert found["step"] == ["marked", 3]
+
+
+class Splitting(DefaultSavePlanner):
+    """Gives a tensor of four rows as two boxes, as a rank with two shards of a ShardedTensor would."""
+
+    def create_local_plan(self) -> SavePlan:
+        (item,) = super().create_local_plan().items
+        chunks = [ChunkStorageMetadata(torch.Size((row, 0)), torch.Size((2, 3))) for row in (0, 2)]
+        items = [
+            replace(
+                item,
+                index=MetadataIndex("w", chunk.offsets),
+                type=WriteItemType.SHARD,
+                tensor_data=replace(item.tensor_data, chunk=chunk),
+            )
+            for chunk in chunks
+        ]
+        return SavePlan(items)
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
+        row = write_item.index.offset[0]
+        return self.state_dict["w"][row : row + 2]
+
+
+def test_several_boxes_of_one_tensor_on_a_rank(tmp_path: Path) -> None:
+    state = {"w": torch.randn(4, 3)}
+    planner = Splitting(flatten_state_dict=False)
+    dcp.save(state, storage_writer=datastates.dcp_writer(tmp_path), planner=planner)
+    path = tmp_path / "step-00000000"
+    assert [file.name for file in read_manifest(path).files] == ["rank-00000.safetensors", "rank-00000-1.safetensors"]
+    for reader in (datastates.dcp_reader(path), HuggingFaceStorageReader(str(path))):
+        found = {"w": torch.zeros(4, 3)}
+        dcp.load(found, storage_reader=reader)
+        assert_same_bits(found["w"], state["w"])
+
+
+def test_notes_of_another_writer_under_the_same_name(tmp_path: Path) -> None:
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.checkpoint(0, {"epoch": 3}, metadata={"dcp": 1})
+        checkpoints.checkpoint(1, {"epoch": 4}, metadata={"dcp": {"objects": {"epoch": 5}}})
+    found = {"epoch": 0}
+    dcp.load(found, storage_reader=datastates.dcp_reader(tmp_path / "step-0"))
+    assert found == {"epoch": 3}
+    with pytest.raises(CheckpointException, match="said to be with rank 5, which did not save"):
+        dcp.load(found, storage_reader=datastates.dcp_reader(tmp_path / "step-1"))
 
 
 def test_plan_caching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
