@@ -20,17 +20,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 
 from datastates.checkpointer import Checkpointer
-from datastates.errors import RestoreError
 from datastates.providers import rng_state
 from datastates.providers.rng import read_generators, write_generators
-from datastates.reader import open_checkpoint
 
 
 class CheckpointCallback(TrainerCallback):
@@ -71,15 +68,15 @@ class CheckpointCallback(TrainerCallback):
         if self not in trainer.callback_handler.callbacks:
             raise ValueError("this callback is not one of the trainer's; pass it as Trainer(..., callbacks=[...])")
         self._trainer = trainer
-        latest = self._open().latest()
-        step = int(latest.name.removeprefix("step-")) if latest else None
-        while step is not None:
-            self._resumed = step
+        progress: dict[str, Any] = {}
+        start = self._open().restore({"trainer": progress}, only="trainer")
+        while start:
+            self._resumed = start
             try:
-                with self._stand_in(trainer, step) as folder:
+                with self._stand_in(trainer, progress) as folder:
                     return trainer.train(resume_from_checkpoint=folder, **arguments)
-            except _OlderStep as older:
-                step = older.step
+            except _OlderCheckpoint as older:
+                start, progress = older.start, older.progress
         self._resumed = None
         return trainer.train(**arguments)
 
@@ -89,9 +86,10 @@ class CheckpointCallback(TrainerCallback):
         """Restore, where :meth:`resume` asked for it: model, optimizer and scheduler exist now."""
         checkpoints, self._is_due = self._open(), False
         if self._resumed is not None:
-            start = checkpoints.restore(self._state(state, kwargs))
-            if start != self._resumed + 1:  # it was damaged: the Trainer has to begin at another step
-                raise _OlderStep(start - 1)
+            restored = self._state(state, kwargs)
+            start = checkpoints.restore(restored)
+            if start != self._resumed:  # that one is damaged, as every rank has found: begin at another step
+                raise _OlderCheckpoint(start, restored["trainer"])
             self._resumed = None
             self._generators = read_generators()
 
@@ -165,11 +163,8 @@ class CheckpointCallback(TrainerCallback):
         return exported
 
     @contextlib.contextmanager
-    def _stand_in(self, trainer: Trainer, step: int) -> Iterator[str]:
+    def _stand_in(self, trainer: Trainer, progress: dict[str, Any]) -> Iterator[str]:
         """A folder that the Trainer takes for a checkpoint of its own: its progress is real, the rest comes from us."""
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        saved = open_checkpoint(self._directory / f"step-{step:08d}")
-        progress = saved.python(rank % saved.manifest.num_ranks)["trainer"]
         with tempfile.TemporaryDirectory() as folder:
             TrainerState(**progress).save_to_json(os.path.join(folder, TRAINER_STATE_NAME))
             with (
@@ -183,11 +178,10 @@ class CheckpointCallback(TrainerCallback):
             write_generators(self._generators)
 
 
-class _OlderStep(Exception):
-    """The step that the Trainer was told of is damaged; ``step`` was restored, or nothing if negative."""
+class _OlderCheckpoint(Exception):
+    """The checkpoint that the Trainer was told of is damaged; the one that leads to step ``start`` was restored."""
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"fell back to step {step}")
-        self.step = step
-        if step < 0:
-            raise RestoreError("no checkpoint could be restored")
+    def __init__(self, start: int, progress: dict[str, Any]) -> None:
+        super().__init__(f"fell back to the checkpoint before step {start}")
+        self.start = start
+        self.progress = progress

@@ -2,10 +2,12 @@
 
 import runpy
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from launching import Launcher
 from training import assert_same_bits
 
@@ -15,8 +17,12 @@ JOB = Path(__file__).with_name("lightning_job.py")
 
 
 @pytest.fixture(scope="module")
-def job() -> dict[str, Any]:
-    return runpy.run_path(str(JOB))
+def job() -> Iterator[dict[str, Any]]:
+    """Its names; here as there on one thread, because sums depend on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield runpy.run_path(str(JOB))
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
