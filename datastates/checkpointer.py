@@ -69,11 +69,12 @@ class Checkpointer:
     def __init__(self, directory: str | os.PathLike[str], **options: Any) -> None:
         self.config = CheckpointerConfig.of(options)
         self._directory = CheckpointDirectory(directory)
-        storage_ops.make_directories(self._directory.path)
         self._coordinator = Coordinator(self.config.commit_timeout_s)
         self._channel = self._coordinator.channel()
         if self._channel.num_ranks > 1:
             prove_one_directory(self._directory.path, self._channel, self.config.commit_timeout_s)
+        else:
+            storage_ops.make_directories(self._directory.path)
         self._vote = Vote(self._channel, self.config.commit_timeout_s)
         self._capture = StateCapture(self._channel.rank, self.config.lazy)
         self.origin = Origin(str(self._directory.path), self._channel.rank)

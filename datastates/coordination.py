@@ -220,13 +220,23 @@ class Coordinator:
 def prove_one_directory(directory: Path, channel: Channel, timeout_s: float) -> None:
     """Make sure that all ranks see the same directory: rank 0 puts a nonce there and everyone reads it. Collective.
 
+    Rank 0 makes the directory, if it is missing.
+
     Raises:
-        NotOneDirectoryError: names the ranks that do not see it, and the path.
+        NotOneDirectoryError: names the ranks that do not see it, and the path; on other ranks than 0 also if rank 0
+            cannot write there.
+        OSError: rank 0 cannot write there.
     """
-    nonce = secrets.token_hex(16).encode()
+    nonce, failure = secrets.token_hex(16).encode(), None
     if channel.rank == 0:
-        storage_ops.write_synced(directory / f".nonce-{nonce.decode()}", nonce)
+        try:
+            _put_nonce(directory, nonce)
+        except OSError as error:
+            nonce, failure = b"", error
     nonce = channel.from_leader("nonce", nonce if channel.rank == 0 else None, timeout_s)
+    if not nonce:
+        channel.leave(timeout_s)
+        raise failure or NotOneDirectoryError(f"rank 0 cannot write to {directory}; its own error says why")
     path = directory / f".nonce-{nonce.decode()}"
     try:
         directory.stat() and list(directory.iterdir())  # network file systems look again after a listing
@@ -243,3 +253,13 @@ def prove_one_directory(directory: Path, channel: Channel, timeout_s: float) -> 
         raise NotOneDirectoryError(
             f"ranks {', '.join(blind)} do not see the {directory} that rank 0 sees; give all ranks one shared directory"
         )
+
+
+def _put_nonce(directory: Path, nonce: bytes) -> None:
+    storage_ops.make_directories(directory)
+    path = directory / f".nonce-{nonce.decode()}"
+    fd = storage_ops.open_or_create(path)
+    try:
+        storage_ops.overwrite(fd, path, nonce)  # for now only: nothing to sync
+    finally:
+        os.close(fd)

@@ -8,6 +8,7 @@ damaged-step-00000007-<id>/  found damaged and moved aside when its step was tak
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -146,6 +147,15 @@ class CheckpointDirectory:
             storage_ops.rename(final, attempt)
             raise
         return final
+
+    def discard(self, attempt: Path) -> None:
+        """Remove an attempt that failed; where that cannot be done safely, the next writer's :meth:`lock` will.
+
+        It may have been published for a moment: a power cut must not undo its going back, but not its removal.
+        """
+        with contextlib.suppress(OSError):
+            storage_ops.sync_directory(self.path)
+            storage_ops.remove_tree(attempt)
 
     def remove(self, steps: Sequence[int]) -> None:
         """Remove published steps; a reader sees each of them whole or not at all."""

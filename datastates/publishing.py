@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import time
@@ -144,8 +143,7 @@ class Publisher:
         except Exception as error:  # noqa: BLE001
             job.error = as_checkpoint_error(job.checkpoint, error, 0)
             errors = [str(job.error)]
-        with contextlib.suppress(OSError):  # the next writer's lock() clears it
-            storage_ops.remove_tree(job.attempt)  # every rank has answered: nobody writes there any more
+        self._directory.discard(job.attempt)  # every rank has answered: nobody writes there any more
         return json_bytes({"failed": "; ".join(errors)})
 
     def _volume(self, job: SaveJob, answers: list[dict[str, Any]]) -> Volume:

@@ -1,0 +1,64 @@
+"""What two real ranks do when one of them hangs, or cannot write: run by test_hung_rank.py."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import datastates
+
+RANK = int(os.environ["RANK"])
+
+
+def result(name: str, value: Any) -> None:
+    print("RESULT", name, json.dumps(value), flush=True)
+
+
+def told(act: Callable[[], Any]) -> str:
+    """The error that ``act`` raises, as text; empty if it raises none."""
+    try:
+        act()
+    except Exception as error:  # noqa: BLE001
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def state(step: int) -> dict[str, torch.Tensor]:
+    return {"values": torch.full((1000,), float(step))}
+
+
+def hang(directory: str) -> None:
+    """Rank 1 stops, as SIGSTOP stops it, before the second checkpoint; it is continued by the test."""
+    checkpoints = datastates.Checkpointer(directory, commit_timeout_s=3)
+    checkpoints.checkpoint(0, state(0)).durable.result(60)
+    dist.barrier()
+    if RANK == 1:
+        result("pid", os.getpid())
+        os.kill(os.getpid(), signal.SIGSTOP)
+    taken = checkpoints.checkpoint(1, state(1))
+    result("outcome", [told(lambda: taken.durable.result(60)), checkpoints.steps()])
+    checkpoints.close()
+    os._exit(0)  # what the process group does about a peer that hung is not our subject
+
+
+def refuse(directory: str) -> None:
+    """Rank 0 cannot make the directory."""
+    result("outcome", told(lambda: datastates.Checkpointer(directory, commit_timeout_s=20)))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    scenario, store, directory = sys.argv[1:]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=RANK, world_size=2)
+    globals()[scenario](directory)
+
+
+if __name__ == "__main__":
+    main()
