@@ -134,6 +134,19 @@ def test_checkpointer_restores_what_dcp_wrote_and_dcp_loads_what_checkpointer_wr
     assert (third_optimizer.param_groups[0]["lr"], state["progress"]["epoch"]) == (0.01, 2)
 
 
+def test_deltas_are_read_as_if_they_were_whole(tmp_path: Path) -> None:
+    state = {"frozen": torch.randn(300, 1000), "w": torch.zeros(5)}
+    with datastates.Checkpointer(tmp_path, full_every=10) as checkpoints:
+        for step in range(3):
+            state["w"].fill_(step)
+            checkpoints.checkpoint(step, state).durable.result(60)
+        assert checkpoints.stats().num_deltas == 2
+    found = blank(state)
+    dcp.load(found, storage_reader=datastates.dcp_reader(tmp_path))
+    assert_same_bits(found["frozen"], state["frozen"])
+    assert found["w"].eq(2).all()
+
+
 def test_steps_are_named_counted_and_never_overwritten(tmp_path: Path) -> None:
     state = {"w": torch.ones(3)}
     writer = datastates.dcp_writer(tmp_path)
