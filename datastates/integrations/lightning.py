@@ -30,6 +30,7 @@ class CheckpointCallback(Callback):
         directory: where checkpoints go; one directory that all ranks see.
         every_n_steps: optimizer steps (``trainer.global_step``) between two checkpoints.
         resume: continue from the newest whole checkpoint.
+        allow_pickle: take back values that hooks had wrapped in ``datastates.pickled``.
         options: fields of :class:`datastates.CheckpointerConfig`.
 
     Attributes:
@@ -37,7 +38,13 @@ class CheckpointCallback(Callback):
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str], *, every_n_steps: int = 1, resume: bool = True, **options: Any
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        every_n_steps: int = 1,
+        resume: bool = True,
+        allow_pickle: bool = False,
+        **options: Any,
     ) -> None:
         if every_n_steps < 1:
             raise ValueError(f"every_n_steps is {every_n_steps}, expected at least 1")
@@ -45,6 +52,7 @@ class CheckpointCallback(Callback):
         self._directory = Path(directory)
         self._every_n_steps = every_n_steps
         self._resume = resume
+        self._allow_pickle = allow_pickle
         self._options = options
         self._last_step = 0
         self._is_due = False
@@ -56,10 +64,10 @@ class CheckpointCallback(Callback):
         self.checkpoints = Checkpointer(self._directory, **self._options)
         self._generators_due = None
         if self._resume and not trainer.ckpt_path:
-            state = _state(trainer, pl_module, {})
-            if self.checkpoints.restore(state):
+            saved = _Saved({})
+            if self.checkpoints.restore(_state(trainer, pl_module, saved), allow_pickle=self._allow_pickle):
                 self._generators = read_generators()
-                self._take_back(trainer, pl_module, state["lightning"])
+                self._take_back(trainer, pl_module, saved.value)
         self._last_step = trainer.global_step
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -100,7 +108,7 @@ class CheckpointCallback(Callback):
         del saved["state_dict"], saved["optimizer_states"]  # ours are copied behind the next batch
         saved["in_epoch"] = in_epoch
         assert self.checkpoints is not None
-        self.checkpoints.checkpoint(trainer.global_step - 1, _state(trainer, pl_module, saved))
+        self.checkpoints.checkpoint(trainer.global_step - 1, _state(trainer, pl_module, _Saved(saved)))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Wait until all checkpoints are durable."""
@@ -131,6 +139,19 @@ class CheckpointCallback(Callback):
         self._generators_due = "batch" if saved["in_epoch"] else "epoch"
 
 
-def _state(trainer: pl.Trainer, pl_module: pl.LightningModule, saved: dict[str, Any]) -> dict[str, Any]:
+class _Saved:
+    """What Lightning itself would store: one value, whatever hooks put into it."""
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self.value = value
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.value
+
+    def load_state_dict(self, value: dict[str, Any]) -> None:
+        self.value = value
+
+
+def _state(trainer: pl.Trainer, pl_module: pl.LightningModule, saved: _Saved) -> dict[str, Any]:
     optimizers = {str(index): optimizer for index, optimizer in enumerate(trainer.optimizers)}
     return {"model": pl_module, "optimizers": optimizers, "rng": rng_state(), "lightning": saved}

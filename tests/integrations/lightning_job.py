@@ -6,6 +6,7 @@ Tests run it as a module, too. Dropout draws from the generators, a hook adds a 
 import os
 import signal
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+import datastates
 from datastates.integrations.lightning import CheckpointCallback
 
 
@@ -34,9 +36,11 @@ class Model(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["seen"] = list(self.seen)
+        checkpoint["third"] = datastates.pickled(Fraction(1, 3))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.seen = checkpoint["seen"]
+        assert checkpoint["third"] == Fraction(1, 3)
 
 
 class Stop(pl.Callback):
@@ -56,7 +60,7 @@ def fit(directory: Path, *, every: int = 1, stop: int | None = None, kill: bool 
     model = Model()
     data = torch.utils.data.TensorDataset(torch.arange(8 * 6, dtype=torch.float32).reshape(8, 6) / 10)
     loader = StatefulDataLoader(data, batch_size=2, shuffle=True)  # four steps an epoch
-    checkpoints = CheckpointCallback(directory / "checkpoints", every_n_steps=every)
+    checkpoints = CheckpointCallback(directory / "checkpoints", every_n_steps=every, allow_pickle=True)
     callbacks = [checkpoints] if stop is None else [checkpoints, Stop(checkpoints, stop, kill)]
     trainer = pl.Trainer(
         max_steps=6,
