@@ -6,11 +6,12 @@ DCP plans (which rank writes which box, replicas removed) and carries the exchan
     every rank    write_data            data file by the native engine, Python values, both synced; then the directory
     coordinator   finish                manifest of everybody's reports, synced; rename; parent synced; retention
 
-Should any rank fail, ``finish`` is never called: nothing is published, and the next writer clears the attempt.
+Should any rank fail to write, ``finish`` is never called: nothing is published, and the next writer clears the attempt.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
@@ -47,6 +48,7 @@ from oneflow_sbp import Box
 
 import _elastates
 
+logger = logging.getLogger("datastates")
 NOTES = "dcp"
 """Member of the manifest's ``metadata`` that says what only DCP wants to know."""
 _ARENA_BYTES = 256 << 20
@@ -193,13 +195,19 @@ class DcpWriter(StorageWriter):
         assert self._attempt is not None
         attempt, step = self._attempt
         reports = [report.storage_data for (report,) in results]
-        content = manifest.dump(_manifest(step, reports, self._notes, metadata.planner_data))
-        storage_ops.write_synced(attempt / manifest.FILE_NAME, content)
-        sizes = {path.name: path.stat().st_size for path in attempt.iterdir()}
-        self.published = self._directory.publish(attempt, step)
-        self._prune(self.published, sizes)
-        _unlock(self._directory)
-        self._attempt = None
+        try:
+            content = manifest.dump(_manifest(step, reports, self._notes, metadata.planner_data))
+            storage_ops.write_synced(attempt / manifest.FILE_NAME, content)
+            sizes = {path.name: path.stat().st_size for path in attempt.iterdir()}
+            self.published = self._directory.publish(attempt, step)
+            self._prune(self.published, sizes)
+        except BaseException:
+            if attempt.exists():
+                self._directory.discard(attempt)  # every rank has written: nobody writes there any more
+            raise
+        finally:
+            self._attempt = None
+            _unlock(self._directory)
         metadata.storage_meta = StorageMeta(checkpoint_id=str(self.published))
 
     def _find_attempt(self, told: Any) -> tuple[Path, int]:
@@ -269,10 +277,13 @@ class DcpWriter(StorageWriter):
 
     def _prune(self, published: Path, sizes: Mapping[str, int]) -> None:
         """Let go of what retention does not keep, but only while what was just published is there, whole."""
-        old = expired(self._directory.steps(), self._config.keep_last, self._config.keep_every)
-        old = [step for step in old if step_name(step) != published.name]
-        if old and all((published / name).stat().st_size == size for name, size in sizes.items()):
-            self._directory.remove(old)
+        try:
+            old = expired(self._directory.steps(), self._config.keep_last, self._config.keep_every)
+            old = [step for step in old if step_name(step) != published.name]
+            if old and all((published / name).stat().st_size == size for name, size in sizes.items()):
+                self._directory.remove(old)
+        except OSError:  # the checkpoint is there all the same
+            logger.exception("retention could not remove old checkpoints of %s", self._directory.path)
 
 
 def _resolve(items: Sequence[WriteItem], planner: SavePlanner) -> tuple[list[Held], list[torch.Tensor]]:

@@ -267,6 +267,21 @@ def test_several_boxes_of_one_tensor_on_a_rank(tmp_path: Path) -> None:
         assert_same_bits(found["w"], state["w"])
 
 
+class Half(Splitting):
+    """Leaves the second box out."""
+
+    def create_local_plan(self) -> SavePlan:
+        return SavePlan(super().create_local_plan().items[:1])
+
+
+def test_part_of_a_tensor_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    writer = datastates.dcp_writer(tmp_path)
+    with pytest.raises(CheckpointException, match="w: the stored boxes hold 6 of 12 elements"):
+        dcp.save({"w": torch.randn(4, 3)}, storage_writer=writer, planner=Half(flatten_state_dict=False))
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    CheckpointDirectory(tmp_path).lock()  # it is free
+
+
 def test_notes_of_another_writer_under_the_same_name(tmp_path: Path) -> None:
     with datastates.Checkpointer(tmp_path) as checkpoints:
         checkpoints.checkpoint(0, {"epoch": 3}, metadata={"dcp": 1})
