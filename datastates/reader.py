@@ -26,6 +26,8 @@ from datastates.errors import DamagedCheckpointError
 from datastates.loading import Target, damaged_extents, extent_bounds, load, plan_load, tensors_in
 from datastates.manifest import DataFile, Manifest, TensorInfo
 from datastates.plan import per_rank_name
+from datastates.sight.bus import emit, sinks
+from datastates.sight.events import DamageFound, Origin
 from datastates.typed_json import decode, special_objects
 from oneflow_sbp import Box
 
@@ -173,6 +175,9 @@ class CheckpointReader:
                 found.append(Damage(objects.name, 0, objects.size_bytes, (), str(error)))
         if progress is not None:
             progress(total, total)
+        if found and sinks:
+            what = "; ".join(f"{damage.file}: {damage.what}" for damage in found[:8])
+            emit(DamageFound(Origin(str(self.path.parent), rank=0), step=manifest.step, what=what))
         return found
 
     def _verify_file(self, number: int, file: DataFile, found: list[Damage]) -> Iterator[int]:

@@ -30,7 +30,7 @@ DESCRIBED: Mapping[str, tuple[Kind, str]] = {
     "datastates_published_bytes_total": ("counter", "Data files of published checkpoints, all ranks."),
     "datastates_copied_bytes_total": ("counter", "Bytes of this rank that were copied."),
     "datastates_written_bytes_total": ("counter", "Bytes of this rank that were written and synced."),
-    "datastates_gate_wait_seconds_total": ("counter", "Time training waited at gates, by cause."),
+    "datastates_gate_wait_cause_seconds_total": ("counter", "Time training waited at gates, by cause."),
     "datastates_gate_wait_seconds": ("histogram", "Waits of training at gates."),
     "datastates_call_seconds": ("histogram", "Time inside checkpoint()."),
     "datastates_stall_seconds": ("histogram", "Per checkpoint: time inside checkpoint() and at its gates."),
@@ -132,7 +132,7 @@ class Metrics:
     def _count_wait(self, event: events.GateWaited) -> None:
         self._observe("gate_wait_seconds", event.origin, event.waited_s)
         for cause in event.causes:
-            self._add("gate_wait_seconds_total", event.origin, cause["seconds"], cause=cause["cause"])
+            self._add("gate_wait_cause_seconds_total", event.origin, cause["seconds"], cause=cause["cause"])
         if (event.origin, event.step) in self._stalls_s:
             self._stalls_s[event.origin, event.step] += event.waited_s
 

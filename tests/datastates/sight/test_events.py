@@ -12,7 +12,7 @@ import pytest
 import torch
 from launching import Launcher
 
-from datastates import Checkpointer, CheckpointError, RestoreError, saving, sight
+from datastates import Checkpointer, CheckpointError, RestoreError, open_checkpoint, saving, sight
 from datastates.sight import bus
 from datastates.sight import events as events_module
 from datastates.sight.sinks import EVENTS_VARIABLE, file_of_rank, one_line
@@ -100,6 +100,18 @@ def test_damage_is_an_event_and_so_are_falling_back_and_giving_up(
     fallen = ["damage_found", "restore_fell_back"]
     assert seen(events) == ["restore_begun", *fallen, *fallen, "restore_failed"]
     assert only(events, sight.RestoreFailed).error_type == "RestoreError"
+
+
+def test_damage_that_a_reader_finds(open_checkpoints: Open, events: list[sight.Event], state: State) -> None:
+    path = open_checkpoints().checkpoint(3, state).durable.result(60)
+    reader = open_checkpoint(path)
+    assert reader.verify() == []
+    assert "damage_found" not in seen(events)
+    flip_a_byte(path)
+    assert len(reader.verify()) == 1
+    seen(events)
+    assert only(events, sight.DamageFound).step == 3
+    assert only(events, sight.DamageFound).what.startswith("rank-00000.safetensors: ")
 
 
 def flip_a_byte(checkpoint: Path) -> None:

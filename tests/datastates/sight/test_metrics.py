@@ -13,6 +13,9 @@ from typing import Any
 import prometheus_client
 import pytest
 import torch
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as text_string_to_openmetrics_families,
+)
 from prometheus_client.parser import text_string_to_metric_families
 
 from datastates import Checkpointer, sight
@@ -100,8 +103,8 @@ def test_a_full_arena_and_the_cause_of_a_wait(open_checkpoints: Open, storage: A
     sight.flush()
     found = samples(metrics.text(), tmp_path / "run")
     assert found["datastates_gate_wait_seconds_count"] == 1
-    causes = {key: value for key, value in found.items() if key.startswith("datastates_gate_wait_seconds_total")}
-    assert "datastates_gate_wait_seconds_total{cause=storage}" in causes
+    causes = {key: value for key, value in found.items() if key.startswith("datastates_gate_wait_cause_seconds_total")}
+    assert "datastates_gate_wait_cause_seconds_total{cause=storage}" in causes
     assert sum(causes.values()) == pytest.approx(found["datastates_gate_wait_seconds_sum"], abs=1e-4)
     assert found["datastates_stall_seconds_sum"] == pytest.approx(
         found["datastates_gate_wait_seconds_sum"] + found["datastates_call_seconds_sum"]
@@ -152,6 +155,8 @@ def test_names_follow_the_conventions() -> None:
         assert name.startswith("datastates_")
         assert name.endswith("_total") == (kind == "counter"), name
         assert help_text.endswith("."), name
+    families = [name.removesuffix("_total") for name in DESCRIBED]  # as OpenMetrics counts them
+    assert len(set(families)) == len(families)
 
 
 # ---- ways out
@@ -217,6 +222,8 @@ def test_a_collector_of_prometheus_client(open_checkpoints: Open, state: State, 
     open_checkpoints().checkpoint(2, state).durable.result(60)
     sight.flush()
     theirs = prometheus_client.generate_latest(registry).decode()
+    openmetrics = prometheus_client.openmetrics.exposition.generate_latest(registry).decode()
+    assert list(text_string_to_openmetrics_families(openmetrics))
     ours = sight.metrics().text()
     assert samples(theirs, tmp_path / "run") == samples(ours, tmp_path / "run")
     assert samples(ours, tmp_path / "run")["datastates_checkpoints_durable_total"] == 1
