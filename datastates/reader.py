@@ -176,7 +176,7 @@ class CheckpointReader:
         if progress is not None:
             progress(total, total)
         if found and sinks:
-            what = "; ".join(f"{damage.file}: {damage.what}" for damage in found[:8])
+            what = "; ".join(damage.what for damage in found[:8])
             emit(DamageFound(Origin(str(self.path.parent), rank=0), step=manifest.step, what=what))
         return found
 
