@@ -27,7 +27,16 @@ from datastates.errors import (
 from datastates.futures import CheckpointFuture
 from datastates.handle import Checkpoint
 from datastates.integrations import dcp_reader, dcp_writer
-from datastates.providers import StateProvider, per_rank, register_provider, rng_state
+from datastates.providers import (
+    ChunkedState,
+    CompositeProvider,
+    StateProvider,
+    dali_iterator,
+    dali_pipeline,
+    per_rank,
+    register_provider,
+    rng_state,
+)
 from datastates.reader import CheckpointReader, Damage, open_checkpoint
 from datastates.tiers.config import Tier
 from datastates.typed_json import pickled
@@ -43,6 +52,8 @@ __all__ = [
     "CheckpointStats",
     "Checkpointer",
     "CheckpointerConfig",
+    "ChunkedState",
+    "CompositeProvider",
     "CoordinationError",
     "Damage",
     "DamagedCheckpointError",
@@ -55,6 +66,8 @@ __all__ = [
     "StateProvider",
     "StorageFullError",
     "Tier",
+    "dali_iterator",
+    "dali_pipeline",
     "dcp_reader",
     "dcp_writer",
     "open_checkpoint",

@@ -13,8 +13,8 @@ import hashlib
 import itertools
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,18 @@ import torch
 
 from datastates.bulk import without_gc
 from datastates.plan import Held
-from datastates.providers import COPIED, Context, Section, SectionBuilder, TreeProvider, provider_for
+from datastates.providers import (
+    COPIED,
+    CompositeProvider,
+    Context,
+    Parts,
+    Saved,
+    Section,
+    SectionBuilder,
+    TreeProvider,
+    provider_by_type,
+    provider_for,
+)
 from datastates.typed_json import PLAIN_TYPES
 from oneflow_sbp import Box
 
@@ -93,6 +104,13 @@ class Captured:
     python: dict[str, Any]
     """Section name -> encoded Python values, for those that have any."""
     writers: Writers
+    releases: list[Callable[[], None]] = field(default_factory=list)
+    """What to call when everything has been copied, or never will be."""
+
+    def let_go(self) -> None:
+        """The live state is no longer needed. Idempotent."""
+        while self.releases:
+            self.releases.pop()()
 
 
 def _wrapped(optimizer: torch.optim.Optimizer) -> object:
@@ -125,13 +143,18 @@ def leaves(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
         if not isinstance(key, str) or not key:
             raise TypeError(f"state keys must be non-empty strings, got {key!r}")
         name = f"{prefix}{key}"
-        if _is_branch(value) and _holds_objects(value):
+        provider = None if isinstance(value, _PLAIN) else provider_by_type(value)
+        if isinstance(provider, CompositeProvider):
+            yield from leaves(Parts(provider, value), f"{name}.")
+        elif _is_branch(value) and _holds_objects(value):
             yield from leaves(value, f"{name}.")
         else:
             yield name, value, state, key
 
 
 _PLAIN = (torch.Tensor, *PLAIN_TYPES)
+_SCALARS = {bool, int, float, str}
+"""Values that are another object at every step, and still the same part of the state."""
 
 
 def _is_branch(value: object) -> bool:
@@ -148,7 +171,9 @@ def _holds_objects(value: object) -> bool:
     return any(map(_holds_objects, value.values()))
 
 
-def make_context(state: Mapping[str, Any], rank: int, lazy: Sequence[str] = ()) -> Context:
+def make_context(
+    state: Mapping[str, Any], rank: int, lazy: Sequence[str] = (), restoring: Saved | None = None
+) -> Context:
     """What the providers may know about the whole of ``state``."""
     from datastates.providers import PerRank
 
@@ -161,6 +186,7 @@ def make_context(state: Mapping[str, Any], rank: int, lazy: Sequence[str] = ()) 
         optimizers=[value for _, value in found if isinstance(value, torch.optim.Optimizer)],
         rank=rank,
         lazy=lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in lazy) if lazy else False,
+        restoring=restoring,
     )
 
 
@@ -188,6 +214,7 @@ class StateCapture:
         self._structure = Structure.of((), {})
         self._tensors: list[torch.Tensor] = []
         self._gathered: list[int] = []  # tensors to copy that the native side does not copy by itself
+        self._owned: list[int] = []  # tensors to copy that nobody else has, so that they need not be
         self._set: Any = None  # _elastates.TensorSet
         self._devices: list[int] = []
         self._writers = Writers(self._context, 0, {})
@@ -201,13 +228,23 @@ class StateCapture:
             sample_begin: where, in the ring of all lazily copied bytes, the checksummed window begins.
             sample_bytes: its length; :data:`EVERYTHING` for the whole ring.
         """
+        try:
+            return self._take(state, sample_begin, sample_bytes)
+        except BaseException:
+            _call(*self._context.take_releases())
+            raise
+
+    def _take(self, state: Mapping[str, Any], sample_begin: int, sample_bytes: int) -> Captured:
         self._refresh(state)
         python = {s.name: encoded for s in self._sections if (encoded := s.python()) is not None}
         copies = [(index, _own_copy(self._tensors[index])) for index in self._gathered]
+        copies += [(index, self._tensors[index]) for index in self._owned]
         refs = self._set.hold(copies, sample_begin, sample_bytes, _streams(self._devices))
         if any(s.transient for s in self._sections):
             self._drop_transient()
-        return Captured(self._structure, refs, python, self._writers)
+        at_once, when_copied = self._context.take_releases()
+        _call(at_once)
+        return Captured(self._structure, refs, python, self._writers, when_copied)
 
     def forget(self) -> None:
         """Let go of the state; the next :meth:`take` begins anew."""
@@ -219,7 +256,7 @@ class StateCapture:
     def _refresh(self, state: Mapping[str, Any]) -> None:
         values = [(name, value) for name, value, _, _ in leaves(state)]
         same = len(values) == len(self._values) and all(
-            name == old_name and value is old
+            name == old_name and (value is old or (type(value) in _SCALARS and type(value) is type(old)))
             for (name, value), (old_name, old) in zip(values, self._values, strict=True)
         )
         if not same or self._stale():
@@ -228,6 +265,7 @@ class StateCapture:
             self._values = values
             self._assemble()
         elif any(s.guard is None for s in self._sections):
+            self._values = values
             before = self._sections
             self._sections = [
                 s if s.guard is not None else collect(s.name, value, self._context)
@@ -255,6 +293,7 @@ class StateCapture:
             if section.transient:
                 section.tensors.clear()
                 section.parts.clear()
+                section.wholes.clear()
         self._tensors = [tensor for section in self._sections for tensor in section.tensors]
         self._tied = [tie for tie in self._tied if not tie[1].transient]
         self._set = _elastates.TensorSet(self._tensors, np.zeros(len(self._tensors), dtype=np.uint32))
@@ -264,6 +303,7 @@ class StateCapture:
         held: list[Held] = []
         tensors: list[torch.Tensor] = []
         aliases: dict[str, str] = {}
+        owned: set[int] = set()
         by_memory: dict[object, str] = {}
         self._tied = []
         for section in self._sections:
@@ -275,6 +315,8 @@ class StateCapture:
                     aliases[item.name] = first
                     self._tied.append((tensor, section, _form(tensor)))
                 else:
+                    if section.owned:
+                        owned.add(len(held))
                     held.append(item)
                     tensors.append(tensor)
         names = [h.name for h in held]
@@ -289,6 +331,7 @@ class StateCapture:
             self._structure = Structure.of(held, aliases)
         copied = [i for i, h in enumerate(held) if h.group == COPIED]
         self._gathered = [i for i in copied if not _is_plain_memory(tensors[i])]
+        self._owned = [i for i in copied if i in owned and _is_plain_memory(tensors[i])]
         self._set = _elastates.TensorSet(tensors, np.array([h.group + 1 for h in held], dtype=np.uint32))
         self._devices = sorted({t.get_device() for t in tensors if t.is_cuda})
         by_storage: dict[int, set[int]] = {}
@@ -310,6 +353,11 @@ class StateCapture:
                 'write to before the next gate() can be declared: Checkpointer(lazy=["model.frozen.*"])',
                 stacklevel=5,
             )
+
+
+def _call(*releases: Sequence[Callable[[], None]]) -> None:
+    for release in itertools.chain(*releases):
+        release()
 
 
 def _same_tensors(now: Section, before: Section) -> bool:

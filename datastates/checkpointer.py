@@ -179,7 +179,11 @@ class Checkpointer:
         notes: dict[str, Any] = json.loads(json.dumps(dict(metadata or {}), allow_nan=False))
         window = {"off": 0, "sample": self.config.sample_bytes, "full": EVERYTHING}[self.config.verify_immutability]
         captured = self._capture.take(state, self._ordinal * self.config.sample_bytes, window)
-        self._refuse_if_full(captured.structure.nbytes)
+        try:
+            self._refuse_if_full(captured.structure.nbytes)
+        except ArenaExhaustedError:
+            captured.let_go()
+            raise
         return notes, captured
 
     def _tell_the_others(self, step: object, error: Exception) -> None:

@@ -61,6 +61,12 @@ class Checkpoint:
         self.snapshot = snapshot
         self._submitted.set()
 
+    def let_go(self) -> None:
+        """The live state is no longer needed: it was copied, or never will be. Idempotent."""
+        captured, self.captured = self.captured, None
+        if captured is not None:
+            captured.let_go()
+
     def fail(self, error: CheckpointError) -> None:
         """It will not be published. The futures not yet reached raise ``error``."""
         self._submitted.set()

@@ -126,7 +126,7 @@ def match(saved: SavedCheckpoint, state: Mapping[str, Any], strict: bool, only: 
         ValueError: names, shapes or dtypes do not fit, or ``only`` selects nothing; no live value has been changed.
         DamagedCheckpointError: the checkpoint contradicts itself.
     """
-    context = make_context(state, saved.saved_rank)
+    context = make_context(state, saved.saved_rank, restoring=saved)
     saved.prepare(state, context)
     sections = [collect(name, value, context) for name, value, _, _ in leaves(state) if selected_section(name, only)]
     targets: list[Target] = []
@@ -144,10 +144,12 @@ def match(saved: SavedCheckpoint, state: Mapping[str, Any], strict: bool, only: 
             used.add(stored)
             if _fits(saved, info, held, or_else_afresh=section.loads_afresh):
                 targets.append(Target(stored, tensor, held.box))
-                saved.provide(held.name, tensor)
+                saved.provide(held.name, section.wholes.get(held.name, tensor))
         for alias, name in section.aliases.items():
             if saved.stored_name(alias) not in saved.manifest.tensors:
                 missing.append(f"{alias} (tied to {name})")
+        if not section.held and saved.python(section.name) is None and section.python() is not None:
+            missing.append(section.name)
         _add_referenced(saved, section, targets, used)
     if strict:
         _check_names(saved, state, missing, used, only)

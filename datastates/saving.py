@@ -276,7 +276,7 @@ class SavePipeline:
             except Exception as error:  # noqa: BLE001
                 job.error = job.error or self._explain(job, error)
             checkpoint.snapshot.release_owner()
-        checkpoint.captured = None
+        checkpoint.let_go()
         if job.error is None:
             checkpoint.safe_to_mutate._resolve(None)
             if sinks:
@@ -340,7 +340,7 @@ class SavePipeline:
 
     def _give_up(self, job: SaveJob, error: Exception) -> None:
         failure = as_checkpoint_error(job.checkpoint, error, self._channel.rank)
-        job.checkpoint.captured = None
+        job.checkpoint.let_go()
         self._release_base(job)
         self._fail(job, failure)
 

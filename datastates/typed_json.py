@@ -20,12 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from datastates import quantized
 from datastates.dtypes import dtype_name, dtype_of
 
 Json = Any
 TensorOut = Callable[[str, torch.Tensor], str]
 """(path inside the value, tensor) -> the stored tensor's name."""
 TensorIn = Callable[[str], torch.Tensor]
+ARRAY_TENSOR_BYTES = 256 << 10
+"""NumPy arrays from this size on are stored as tensors where there is a place for those; smaller ones inline."""
 PLAIN_TYPES: tuple[type, ...] = (
     type(None),
     bool,
@@ -83,13 +86,19 @@ def encode(value: object, path: str, tensor_out: TensorOut | None = None) -> Jso
     if type(value) is dict and all(type(key) is str for key in value) and "$" not in value:
         return {key: encode(item, f"{path}.{key}", tensor_out) for key, item in value.items()}
     if isinstance(value, torch.Tensor):
+        if value.is_quantized:
+            return _quantized(value, path, tensor_out)
         if tensor_out is not None:
             return {"$": "tensor", "name": tensor_out(path, value)}
         return _inline_tensor(value)
     for kind, cls, to_json in _ENCODERS:
         if type(value) is cls:
             return {"$": kind, "v": to_json(value, lambda item, key: encode(item, f"{path}.{key}", tensor_out))}
-    if isinstance(value, np.ndarray):
+    if type(value) in (np.ndarray, np.memmap):
+        assert isinstance(value, np.ndarray)
+        tensor = _array_tensor(value) if tensor_out is not None else None
+        if tensor is not None:
+            return {"$": "numpy_tensor", "v": encode(tensor, path, tensor_out)}
         return {"$": "numpy", "v": _array(value, path)}
     if isinstance(value, np.generic):
         return {"$": "numpy", "v": _array(np.asarray(value), path), "scalar": True}
@@ -152,6 +161,26 @@ def special_objects(value: Json) -> list[dict[str, Any]]:
         elif type(item) is list:
             left.extend(item)
     return found
+
+
+def _quantized(tensor: torch.Tensor, path: str, tensor_out: TensorOut | None) -> Json:
+    try:
+        parts, axis = quantized.parts_of(tensor)
+    except TypeError as error:
+        raise TypeError(f"{path}: {error}") from None
+    return {"$": "quantized", "axis": axis, "v": {k: encode(t, f"{path}.{k}", tensor_out) for k, t in parts.items()}}
+
+
+def _array_tensor(array: np.ndarray) -> torch.Tensor | None:
+    """The memory of a large array as a tensor; ``None`` if it is small or torch has no such element type."""
+    if array.nbytes < ARRAY_TENSOR_BYTES:
+        return None
+    if not array.flags.writeable or min(array.strides, default=0) < 0:
+        array = array.copy()  # torch takes neither
+    try:
+        return torch.from_numpy(array)
+    except (TypeError, ValueError):
+        return None
 
 
 def _inline_tensor(tensor: torch.Tensor) -> Json:
@@ -226,6 +255,7 @@ _ENCODERS: tuple[tuple[str, type, Callable[[Any, Callable[[object, object], Json
 
 _Decoder = Callable[[Any, Callable[[Json], Any]], Any]
 _DECODERS: dict[str, _Decoder] = {
+    "none": lambda v, f: None,
     "float": lambda v, f: float(v["v"]),
     "tuple": lambda v, f: tuple(map(f, v["v"])),
     "size": lambda v, f: torch.Size(v["v"]),
@@ -241,6 +271,8 @@ _DECODERS: dict[str, _Decoder] = {
     "bytearray": lambda v, f: bytearray(base64.b64decode(v["v"])),
     "complex": lambda v, f: complex(float(v["v"][0]), float(v["v"][1])),
     "numpy": lambda v, f: _unarray(v),
+    "numpy_tensor": lambda v, f: f(v["v"]).numpy(),
+    "quantized": lambda v, f: quantized.joined(f(v["v"]), v["axis"]),
     "path": lambda v, f: pathlib.Path(v["v"]),
     "pure_path": lambda v, f: pathlib.PurePath(v["v"]),
     "dtype": lambda v, f: dtype_of(v["v"]),

@@ -33,11 +33,15 @@ class Context:
         optimizers: Iterable[torch.optim.Optimizer],
         rank: int = 0,
         lazy: Callable[[str], bool] = lambda name: False,
+        restoring: Saved | None = None,
     ) -> None:
         self.modules = dict(modules)
         self.optimizers = list(optimizers)
         self.rank = rank
         self.declared_lazy = lazy
+        self.restoring = restoring
+        """The checkpoint for whose tensors places are collected; ``None`` where a state is collected to be stored."""
+        self._releases: list[tuple[Callable[[], None], bool]] = []
         self._writer = {
             id(parameter): index
             for index, optimizer in enumerate(self.optimizers)
@@ -49,6 +53,15 @@ class Context:
     def declared_group(self) -> int:
         """Group of tensors that the user declared lazy: every gate waits for them."""
         return len(self.optimizers)
+
+    def release_later(self, release: Callable[[], None], when_copied: bool) -> None:
+        """Have ``release`` called once this checkpoint no longer needs the memory of some state."""
+        self._releases.append((release, when_copied))
+
+    def take_releases(self) -> tuple[list[Callable[[], None]], list[Callable[[], None]]]:
+        """(those due when all that is copied at once has been, those due when everything has been copied)."""
+        releases, self._releases = self._releases, []
+        return [r for r, later in releases if not later], [r for r, later in releases if later]
 
     def group_of(self, tensor: torch.Tensor) -> int:
         """Index of the registered optimizer that writes ``tensor``, else :data:`COPIED`."""
@@ -71,8 +84,12 @@ class Section:
     """Cheap check that ``held`` and ``tensors`` still stand; ``None``: ask the provider every time."""
     parts: list[tuple[Any, torch.Tensor, int]] = field(default_factory=list)
     """(``DTensor``, its local tensor, that one's address) for those of :attr:`tensors` that are such parts."""
+    wholes: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Name in :attr:`held` -> the ``DTensor``, for the same: what stands for that name in Python values."""
     transient: bool = False
     """Whether the tensors were made for this call, so that nobody else holds them."""
+    owned: bool = False
+    """Whether they were made for this call and nobody will write to them, so that they need no copy."""
     loads_afresh: bool = False
     """Whether ``apply`` takes tensors that do not fit the live ones, or have none, out of the decoded Python values."""
 
@@ -124,6 +141,7 @@ class SectionBuilder:
         if local is not tensor:
             part: torch.Tensor = tensor._local_tensor  # type: ignore[attr-defined]
             self.section.parts.append((tensor, part, part.data_ptr()))
+            self.section.wholes[name] = tensor
         return name
 
 
@@ -141,6 +159,9 @@ class Saved(Protocol):
 
     def decode(self, value: Json) -> Any:
         """Decode, with tensors resolved to loaded ones."""
+
+    def referenced(self, section: str) -> list[str]:
+        """Names of the tensors inside the Python values of a section."""
 
     def wants(self, name: str) -> bool:
         """Whether what is called ``name`` is to be restored at all; ``only=`` may leave it out."""
@@ -202,7 +223,7 @@ def provider_for(value: object, name: str) -> StateProvider:
     Raises:
         TypeError: none is registered; the message says how to do that.
     """
-    by_type = _provider_by_type(value)
+    by_type = provider_by_type(value)
     if by_type is not None and not (by_type.exact and type(value) not in by_type.handles):
         return by_type
     for provider in _registry:
@@ -216,8 +237,8 @@ def provider_for(value: object, name: str) -> StateProvider:
     )
 
 
-def _provider_by_type(value: object) -> StateProvider | None:
-    """That of the nearest base class; after all of those, of abstract classes that only ``isinstance`` knows about."""
+def provider_by_type(value: object) -> StateProvider | None:
+    """That of the value's nearest base class; abstract classes that only ``isinstance`` knows about come last."""
     for base in type(value).__mro__:
         if base in _by_type:
             return _by_type[base]

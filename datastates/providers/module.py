@@ -9,6 +9,7 @@ import torch
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from datastates.providers.base import Context, Saved, SectionBuilder, StateProvider
+from datastates.providers.tree import replace_content
 from datastates.typed_json import encode
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -23,17 +24,17 @@ class ModuleProvider(StateProvider):
     def collect(self, value: torch.nn.Module, out: SectionBuilder) -> None:
         state = value.state_dict(keep_vars=True)
         canonical = name_cleaner(value)
+        tensors = [item for item in state.values() if _is_plain(item)]
         extra = {}
         for key, item in state.items():
             name = f"{out.section.name}.{canonical(key)}"
-            if isinstance(item, torch.Tensor):
+            if _is_plain(item):
                 out.tensor(name, item, out.context.group_of(item))
             else:
                 extra[canonical(key)] = encode(item, name, out.tensor)
         out.section.python = lambda: extra or None
-        tensors = [t for t in state.values() if isinstance(t, torch.Tensor)]
         guard = _guard(value, tensors)
-        out.section.transient = guard is None and bool(tensors)
+        out.section.transient = (guard is None and bool(tensors)) or any(map(_is_made_anew, state.values()))
         if not extra:
             out.section.guard = guard
 
@@ -44,10 +45,35 @@ class ModuleProvider(StateProvider):
             owners = {
                 canonical(f"{path}._extra_state" if path else "_extra_state"): m for path, m in value.named_modules()
             }
+            others = {key: saved.decode(item) for key, item in extra.items() if key not in owners}
             for key, item in extra.items():
                 if key in owners:
                     owners[key].set_extra_state(saved.decode(item))
+            if others:
+                _load_others(value, others, canonical)
         return value
+
+
+def _is_plain(item: object) -> bool:
+    return isinstance(item, torch.Tensor) and not item.is_quantized
+
+
+def _is_made_anew(item: object) -> bool:
+    """Whether tensors inside are made by every ``state_dict()``, as far as one can tell: parts of quantised ones."""
+    return isinstance(item, (tuple, list)) or (isinstance(item, torch.Tensor) and item.is_quantized)
+
+
+def _load_others(module: torch.nn.Module, stored: dict[str, Any], canonical: Callable[[str], str]) -> None:
+    """Take back what ``state_dict()`` hands out beside plain tensors and extra state: quantised and packed weights.
+
+    Only ``load_state_dict`` knows where a packed weight goes; it gets the live tensors for all the rest.
+    """
+    state = module.state_dict(keep_vars=True)
+    for key, item in state.items():
+        if (found := stored.get(canonical(key))) is not None:
+            state[key] = replace_content(item, found) if isinstance(item, torch.Tensor) else found
+    if any(not isinstance(item, torch.Tensor) and canonical(key) in stored for key, item in state.items()):
+        module.load_state_dict(state)
 
 
 def parameter_names(module: torch.nn.Module) -> dict[int, str]:

@@ -115,19 +115,25 @@ def _odd_keys(name: str, saved: Saved) -> dict[str, Any]:
 
 def _forget_later_state(
     optimizer: torch.optim.Optimizer, name: str, parameters: Mapping[str, torch.Tensor], saved: Saved
-) -> dict[torch.Tensor, Any]:
-    """Take away the state of parameters that had none when the checkpoint was taken: their first step comes again."""
+) -> dict[Any, Any]:
+    """Take away the state of parameters that had none when the checkpoint was taken: their first step comes again.
+
+    Returns:
+        What was taken away.
+    """
     python = saved.python(name)
     if python is None or not saved.strict:
         return {}
     prefix = f"{name}.state."
     stored = {found.removeprefix(prefix).rpartition(".")[0] for found in saved.names(prefix)} | set(python["state"])
-    later = [
+    later: list[Any] = [
         parameter
         for fqn, parameter in parameters.items()
         if fqn not in stored and all(saved.wants(f"{prefix}{fqn}.{key}") for key in optimizer.state.get(parameter, {}))
     ]
-    return {parameter: optimizer.state.pop(parameter) for parameter in later if parameter in optimizer.state}
+    if "shared" not in python:
+        later += _shared_state(optimizer)
+    return {key: optimizer.state.pop(key) for key in later if key in optimizer.state}
 
 
 def _check_groups(optimizer: torch.optim.Optimizer, name: str, saved: Saved) -> None:

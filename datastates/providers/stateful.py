@@ -15,9 +15,13 @@ class StatefulProvider(StateProvider):
         return callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None))
 
     def collect(self, value: Any, out: SectionBuilder) -> None:
-        encoded = encode(value.state_dict(), out.section.name, out.tensor)
-        out.section.python = lambda: encoded
         out.section.loads_afresh = True
+        saved, name = out.context.restoring, out.section.name
+        is_stored = saved is not None and saved.python(name) is not None
+        if saved and is_stored and (_answers_at_a_cost(value) or not saved.referenced(name)):
+            return  # without tensors there is nothing to ask for
+        encoded = encode(value.state_dict(), name, out.tensor)
+        out.section.python = lambda: encoded
         out.section.transient = bool(out.section.tensors)  # perhaps copies; who knows
 
     def apply(self, value: Any, name: str, context: Context, saved: Saved) -> Any:
@@ -25,3 +29,8 @@ class StatefulProvider(StateProvider):
         if stored is not None:
             value.load_state_dict(saved.decode(stored))
         return value
+
+
+def _answers_at_a_cost(value: object) -> bool:
+    """Loaders of torchdata make an iterator for ``state_dict()``; that of its nodes then ignores what it is given."""
+    return any(base.__module__.partition(".")[0] == "torchdata" for base in type(value).__mro__)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import torch
+
 from datastates.providers.base import Context, Saved, SectionBuilder, StateProvider
+from datastates.quantized import same_form
 from datastates.typed_json import PLAIN_TYPES, Pickled, encode
 
 
@@ -16,6 +22,7 @@ class TreeProvider(StateProvider):
 
     def collect(self, value: Any, out: SectionBuilder) -> None:
         encoded = encode(value, out.section.name, out.tensor)
+        encoded = {"$": "none"} if encoded is None else encoded  # null would be as if it were not there
         out.section.python = lambda: encoded
         out.section.loads_afresh = True
 
@@ -33,6 +40,22 @@ def replace_content(value: Any, stored: Any) -> Any:
             value[key] = replace_content(value[key], item) if key in value else item
         return value
     if isinstance(value, list) and isinstance(stored, list):
-        value[:] = stored
+        value[:] = _replaced(value, stored)
         return value
+    if type(value) is tuple and type(stored) is tuple:
+        return tuple(_replaced(value, stored))
+    if isinstance(value, np.ndarray) and isinstance(stored, np.ndarray):
+        if (value.dtype, value.shape) != (stored.dtype, stored.shape) or not value.flags.writeable:
+            return stored
+        value[...] = stored
+        return value
+    if isinstance(value, torch.Tensor) and same_form(value, stored):
+        return value.copy_(stored)
+    if isinstance(value, enum.Enum) and not isinstance(stored, enum.Enum):
+        return type(value)(stored)  # the live class gives the member back; none is taken from the checkpoint
     return stored
+
+
+def _replaced(value: Sequence[Any], stored: Sequence[Any]) -> list[Any]:
+    kept = [replace_content(a, b) for a, b in zip(value, stored, strict=False)]
+    return [*kept, *stored[len(kept) :]]

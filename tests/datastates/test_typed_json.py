@@ -155,6 +155,54 @@ def test_arrays_that_would_lose_their_type_are_refused_by_name(array: np.ndarray
         encode({"grid": array}, "state.x")
 
 
+class Marked(np.ndarray):
+    pass
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.ma.masked_array([1, 2], [0, 1]), np.zeros(2).view(Marked), np.rec.array([(1,)], dtype=[("a", "i4")])],
+    ids=["masked", "subclass", "records"],
+)
+def test_array_subclasses_that_would_come_back_as_plain_arrays_are_refused(array: np.ndarray) -> None:
+    with pytest.raises(TypeError, match=r"state\.x\.grid is a .*no typed JSON form"):
+        encode({"grid": array}, "state.x")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(1 << 18, dtype=np.float32).reshape(512, 512),
+        np.asfortranarray(np.arange(1 << 18, dtype=np.int16).reshape(512, 512)),
+        np.arange(1 << 19, dtype=np.uint8)[::-1],
+        np.arange(1 << 20, dtype=np.uint8)[::3],
+        np.frombuffer(bytes(range(256)) * 1024, dtype=np.complex64),
+    ],
+    ids=["plain", "fortran", "reversed", "strided", "read-only"],
+)
+def test_large_arrays_are_stored_as_tensors_where_there_is_a_place_for_them(array: np.ndarray) -> None:
+    out: dict[str, torch.Tensor] = {}
+
+    def store(path: str, tensor: torch.Tensor) -> str:
+        out[path] = tensor.clone()
+        return path
+
+    encoded = encode({"a": array}, "state", store)
+    assert set(out) == {"state.a"}
+    assert len(json.dumps(encoded)) < 200
+    back = decode(json.loads(json.dumps(encoded)), out.__getitem__)["a"]
+    assert (back.dtype, back.shape) == (array.dtype, array.shape)
+    assert back.tobytes() == array.tobytes()
+    assert through_text(array).tobytes() == array.tobytes(), "inline where there is none"
+
+
+@pytest.mark.parametrize("dtype", [">f4", "M8[s]", "U8"])
+def test_large_arrays_that_torch_has_no_type_for_stay_inline(dtype: str) -> None:
+    array = np.zeros(1 << 18, dtype=dtype)
+    back = decode(encode(array, "state", lambda path, tensor: pytest.fail(path)))
+    assert (back.dtype, back.shape) == (array.dtype, array.shape)
+
+
 @pytest.mark.parametrize(
     "tensor",
     [
@@ -242,5 +290,16 @@ def test_a_pickle_is_made_and_loaded_only_on_request() -> None:
     assert not Trap.sprung
 
 
-def test_enumerations_come_back_as_their_values() -> None:
-    assert through_text({"c": Color.RED}) == {"c": 1}
+class Phase(enum.Enum):
+    WARMUP = "warmup"
+
+
+def test_enumerations_that_are_numbers_or_strings_come_back_as_their_values() -> None:
+    back = through_text({"c": Color.RED})
+    assert type(back["c"]) is int
+    assert back == {"c": Color.RED}
+
+
+def test_other_enumerations_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"^state\.x is a .*Phase, which has no typed JSON form"):
+        encode(Phase.WARMUP, "state.x")

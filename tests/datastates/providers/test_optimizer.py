@@ -323,3 +323,17 @@ def test_a_refused_restore_to_before_the_first_step_leaves_the_state(tmp_path: P
     ):
         checkpoints.restore(state)
     assert_same(list(state["optimizer"].state.values()), expected)
+
+
+def test_state_of_no_parameter_is_forgotten_too(tmp_path: Path) -> None:
+    def make(seed: int) -> dict[str, Any]:
+        model = small_model(seed)
+        return {"model": model, "optimizer": OddKeys(model.parameters())}
+
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.checkpoint(0, make(1))
+    state = make(2)
+    train_step(state["model"], state["optimizer"])
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.restore(state)
+    assert not state["optimizer"].state

@@ -1,9 +1,13 @@
 """Objects with state_dict() and load_state_dict(): schedulers, and what users write themselves."""
 
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from conformance import ProviderConformance
+
+import datastates
 
 
 class TestScheduler(ProviderConformance):
@@ -47,3 +51,27 @@ class TestSampler(ProviderConformance):
 
     def content(self, state: dict[str, Any]) -> Any:
         return [state["data"]["train"].state_dict(), state["data"]["steps"]]
+
+
+class Asked(Sampler):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        self.asked += 1
+        return {"position": self.position} if self.position < 5 else super().state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = state["position"]
+
+
+@pytest.mark.parametrize(("position", "asked"), [(3, 0), (7, 1)])
+def test_a_restore_asks_for_the_live_state_only_where_tensors_are_loaded(
+    tmp_path: Path, position: int, asked: int
+) -> None:
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.checkpoint(0, {"data": Asked(position)})
+        live = Asked(8)
+        checkpoints.restore({"data": live})
+    assert (live.position, live.asked) == (position, asked)

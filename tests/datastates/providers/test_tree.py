@@ -2,6 +2,7 @@
 
 import collections
 import datetime
+import enum
 import pathlib
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conformance import ProviderConformance, assert_same
+from safetensors.numpy import load_file
 
 import datastates
 
@@ -35,16 +37,56 @@ class TestTree(ProviderConformance):
         return state["progress"]
 
 
-class TestTensor(ProviderConformance):
+class Mode(str, enum.Enum):  # noqa: UP042  (the older spelling is what users have)
+    TRAIN = "train"
+    TEST = "test"
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+class TestEnumerations(ProviderConformance):
+    """Where the live state has a member, its class gives the stored one back."""
+
     def make(self, seed: int) -> dict[str, Any]:
-        return {"ema": randn(seed, 4), "scale": torch.tensor(float(seed), dtype=torch.float64)}
+        live = [Level.HIGH, Mode.TEST] if seed == 1 else [Level.LOW, Mode.TRAIN]
+        return {"level": live[0], "run": {"mode": live[1], "past": [live[0], (live[1],)], "n": seed}}
 
     def change(self, state: dict[str, Any]) -> None:
-        state["ema"].mul_(0.9)
-        state["scale"].mul_(2)
+        state["run"]["n"] += 1
 
     def content(self, state: dict[str, Any]) -> Any:
-        return state
+        return [state["level"], state["run"]]
+
+
+class TestArrays(ProviderConformance):
+    """Small ones with the Python values, large ones as tensors; in place where the live one fits."""
+
+    def make(self, seed: int) -> dict[str, Any]:
+        generator = np.random.default_rng(seed)
+        large = generator.standard_normal((300, 300))
+        return {"large": large, "pool": {"small": np.arange(seed, seed + 5), "more": [large.astype(np.float32).T]}}
+
+    def change(self, state: dict[str, Any]) -> None:
+        state["large"] *= 0.5
+        state["pool"]["small"] += 1
+        state["pool"]["more"][0] *= 2
+
+    def content(self, state: dict[str, Any]) -> Any:
+        return [state["large"], state["pool"]]
+
+    def test_it_is_in_place(self, saved: tuple[Path, Any]) -> None:
+        state = self.make(seed=2)
+        before = [state["large"], state["pool"]["small"], state["pool"]["more"][0]]
+        self.restore(saved[0], state)
+        after = [state["large"], state["pool"]["small"], state["pool"]["more"][0]]
+        assert all(now is then for now, then in zip(after, before, strict=True))
+
+    def test_stock_readers_find_the_large_ones(self, saved: tuple[Path, Any]) -> None:
+        stored = datastates.open_checkpoint(saved[0]).path / "rank-00000.safetensors"
+        assert set(load_file(stored)) == {"large", "pool.more.0"}
 
 
 class TestImmutableValues(ProviderConformance):
@@ -125,3 +167,42 @@ def test_a_pickle_comes_back_only_if_it_is_trusted(tmp_path: Path) -> None:
         checkpoints.restore(state, allow_pickle=True)
     assert state["odd"] == range(3)
     assert torch.equal(state["t"], torch.ones(2))
+
+
+def test_none_is_a_value_like_others(tmp_path: Path) -> None:
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.checkpoint(0, {"best": None, "run": {"note": None}, "t": torch.ones(1)}).durable.result(60)
+        live = {"best": 0.5, "run": {"note": "x"}, "t": torch.zeros(1)}
+        checkpoints.restore(live)
+    assert (live["best"], live["run"]) == (None, {"note": None})
+
+
+@pytest.mark.parametrize("kind", ["value", "scheduler", "optimizer", "rng", "generator", "chunked"])
+def test_what_the_checkpoint_lacks_is_named_whatever_it_is(tmp_path: Path, kind: str) -> None:
+    class Foreign(datastates.ChunkedState):
+        def sizes(self) -> Any:
+            return {}
+
+        def chunks(self) -> Any:
+            return []
+
+        def load(self, chunks: Any) -> None:
+            raise AssertionError("nothing is stored")
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    extra: dict[str, Any] = {
+        "value": 3,
+        "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 2),
+        "optimizer": optimizer,
+        "rng": datastates.rng_state(),
+        "generator": torch.Generator(),
+        "chunked": Foreign(),
+    }
+    live = {"t": torch.zeros(2), "extra": extra[kind]}
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.checkpoint(0, {"t": torch.ones(2)}).durable.result(60)
+        with pytest.raises(ValueError, match="not in the checkpoint: extra"):
+            checkpoints.restore(live)
+        assert torch.equal(live["t"], torch.zeros(2))
+        assert checkpoints.restore(live, strict=False) == 1
+    assert torch.equal(live["t"], torch.ones(2))
