@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import shutil
 import sys
@@ -34,14 +35,14 @@ from benchmarks.progress import say
 from datastates.directory import CheckpointDirectory
 from datastates.tiers.fetch import fetch
 from datastates.tiers.pace import Pace
-from datastates.tiers.retention import complete_steps
 from datastates.tiers.stores import open_store
+from datastates.tiers.stores.base import complete_steps
 
 MB = 1e6
-WARM_UP_SAVES = 20
-"""Retention is at work, and every thread and buffer exists, once so many have been saved."""
 SAVES_A_DAY = 24
 DAYS_A_MACHINE = 5
+WARM_UP_DAYS = 3
+"""Retention is at work, and all that a restore and a tier need has been loaded, after so many."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,8 @@ def simulate(plan: Plan) -> dict[str, Any]:
                     watch = watch or stack.enter_context(Watch((plan.directory, plan.tier_files)))
                     samples.append({"disk_mb": tree_mb(plan.directory, plan.tier_files), **process_figures()})
                 step += 1
+            del taken
+            gc.collect()  # the next job would be another process
             stats = checkpoints.stats()
             counts["replicated"] += stats.num_replicated
             counts["failed"] += stats.num_failed + stats.num_replications_failed
@@ -223,7 +226,7 @@ def _survivors(plan: Plan) -> Iterator[Path]:
 def _report(
     plan: Plan, samples: list[dict[str, float]], counts: dict[str, float], watch: Watch, survivors: dict[str, int]
 ) -> dict[str, Any]:
-    steady = samples[min(WARM_UP_SAVES, len(samples) - 1) :]
+    steady = samples[min(WARM_UP_DAYS * SAVES_A_DAY, len(samples) - 1) :]
     report: dict[str, Any] = {"saves": len(samples), "state_mb": plan.size_mb, "tier": plan.tier.url}
     for name in ("disk_mb", "rss_mb", "num_fds", "num_threads"):
         values = [sample[name] for sample in steady]
@@ -264,6 +267,7 @@ def main() -> None:
     parser.add_argument("--saves", type=int, default=400, help="checkpoints to take (default 400)")
     parser.add_argument("--size-mb", type=float, default=24, help="size of the state, MB (default 24)")
     parser.add_argument("--tier", choices=("s3", "directory"), default="s3", help="kind of tier (default s3)")
+    parser.add_argument("--full-every", type=int, default=24, help="deltas between full ones; 0: none (default 24)")
     parser.add_argument("--directory", type=Path, help="where to work (default: a temporary directory)")
     parser.add_argument("--json", type=Path, help="write the report here, too")
     arguments = parser.parse_args()
@@ -271,7 +275,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.directory) as scratch:
         root = Path(scratch)
         with tier_of(arguments.tier, root) as (tier, files):
-            options = {"keep_last": 3, "keep_every": 7 * SAVES_A_DAY}
+            options = {"keep_last": 3, "keep_every": 7 * SAVES_A_DAY, "full_every": arguments.full_every or None}
             report = simulate(Plan(root / "run", tier, files, arguments.saves, arguments.size_mb, options=options))
     report["elapsed_s"] = round(time.monotonic() - begun_s, 1)
     for name, value in report.items():

@@ -109,7 +109,8 @@ class Checkpointer:
     def _make_replication(self) -> Replication | None:
         if not self.config.replicate_to:
             return None
-        return Replication(self.config.replicate_to, self._coordinator.channel(), self.origin, self._replicated)
+        tiers, channel = self.config.replicate_to, self._coordinator.channel()
+        return Replication(tiers, self._library.store, channel, self.origin, self._replicated)
 
     # ---- taking checkpoints ----
 

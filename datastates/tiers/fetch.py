@@ -13,6 +13,7 @@ from datastates.directory import CheckpointDirectory, step_name
 from datastates.errors import DamagedCheckpointError, StorageFullError
 from datastates.tiers.pace import Pace
 from datastates.tiers.plan import FilePlan, Piece, damaged, plan_files
+from datastates.tiers.shelf import Where, read_piece, read_where
 from datastates.tiers.stores import Store
 from datastates.tiers.stores.base import write_runs
 from datastates.tiers.workers import Workers
@@ -53,11 +54,12 @@ def fetch(
     if found.step != step:
         raise DamagedCheckpointError(f"{store.step_url(name)} is of step {found.step}")
     files = plan_files(found, part_bytes)
+    where = read_where(store, name, files, lambda file: pace.retried(lambda: store.get(file), f"reading {file}"))
     _check_space(directory.path, store.step_url(name), sum(file.stored_bytes for file in files) + len(raw))
     attempt = directory.begin(step)
     try:
         for file in files:
-            _fetch_file(store, name, file, attempt / file.name, pace, threads)
+            _fetch_file(store, name, file, where, attempt / file.name, pace, threads)
         storage_ops.write_synced(attempt / manifest.FILE_NAME, raw)
         return directory.publish(attempt, step, damaged_steps)
     except BaseException:
@@ -73,12 +75,14 @@ def _manifest(store: Store, name: str, pace: Pace) -> bytes:
         raise DamagedCheckpointError(f"{store.step_url(name)} has gone") from error
 
 
-def _fetch_file(store: Store, folder: str, file: FilePlan, path: Path, pace: Pace, threads: int) -> None:
+def _fetch_file(store: Store, folder: str, file: FilePlan, where: Where, path: Path, pace: Pace, threads: int) -> None:
     url = f"{store.step_url(folder)}/{file.name}"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
 
     def fetch_piece(piece: Piece) -> None:
-        write_runs(fd, piece, pace.retried(lambda: _verified(store, folder, file, piece, url), f"fetching {url}"))
+        write_runs(
+            fd, piece, pace.retried(lambda: _verified(store, folder, file, piece, where, url), f"fetching {url}")
+        )
 
     try:
         with Workers(threads, "ds-fetch") as pool:
@@ -89,11 +93,11 @@ def _fetch_file(store: Store, folder: str, file: FilePlan, path: Path, pace: Pac
         os.close(fd)
 
 
-def _verified(store: Store, folder: str, file: FilePlan, piece: Piece, url: str) -> bytes:
+def _verified(store: Store, folder: str, file: FilePlan, piece: Piece, where: Where, url: str) -> bytes:
     bad = list(piece.checks)
     for _ in range(2):  # a second time: what was damaged under way is whole where it comes from
         try:
-            content = store.read(f"{folder}/{file.name}", piece)
+            content = read_piece(store, folder, file, piece, where)
         except FileNotFoundError as error:
             raise DamagedCheckpointError(f"{url} is missing") from error
         bad = damaged(piece, content)

@@ -17,8 +17,9 @@ from datastates.tiers.config import Tier
 from datastates.tiers.fetch import fetch
 from datastates.tiers.pace import Pace
 from datastates.tiers.plan import plan_files
-from datastates.tiers.retention import complete_steps
+from datastates.tiers.shelf import expected, missing, read_where
 from datastates.tiers.stores import Store, open_store
+from datastates.tiers.stores.base import complete_steps
 
 logger = logging.getLogger("datastates")
 
@@ -74,10 +75,10 @@ class Library:
     def fetch(self, place: Place, damaged: Collection[int]) -> Path:
         """Rank 0: bring a tier's checkpoint into the local directory; see :func:`datastates.tiers.fetch.fetch`."""
         tier = self._tiers[place.tier]
-        logger.info("fetching %s", self._store(place.tier).step_url(step_name(place.step)))
+        logger.info("fetching %s", self.store(place.tier).step_url(step_name(place.step)))
         self._directory.lock()
         return fetch(
-            self._store(place.tier),
+            self.store(place.tier),
             self._directory,
             place.step,
             pace=Pace(None, tier.retry_for_s),
@@ -100,22 +101,22 @@ class Library:
             path = self._directory.of_step(place.step)
             read_manifest(path)
             return path
-        store, folder = self._store(place.tier), step_name(place.step)
+        store, folder = self.store(place.tier), step_name(place.step)
         url = store.step_url(folder)
         found = manifest.load(store.get(f"{folder}/{manifest.FILE_NAME}"), url)
-        sizes = store.listing().get(folder, {})
-        for file in plan_files(found, self._tiers[place.tier].part_bytes):
-            if sizes.get(file.name) != store.size_bytes(file):
-                found_bytes, expected_bytes = sizes.get(file.name), store.size_bytes(file)
-                raise DamagedCheckpointError(f"{url}/{file.name}: {found_bytes} bytes, expected {expected_bytes}")
+        files = plan_files(found, self._tiers[place.tier].part_bytes)
+        where = read_where(store, folder, files, store.get)
+        if wrong := missing(store, expected(store, folder, files, where)):
+            raise DamagedCheckpointError(f"{url}: {', '.join(list(wrong.values())[:8])}")
         return url
 
     def _tier_steps(self, number: int) -> list[int]:
         pace = Pace(None, min(PATIENCE_S, self._tiers[number].retry_for_s))
-        store = self._store(number)
+        store = self.store(number)
         return complete_steps(pace.retried(store.listing, f"listing {store.url}"))
 
-    def _store(self, number: int) -> Store:
+    def store(self, number: int) -> Store:
+        """The store of a tier; one for all, for what S3 stores keep in memory is no trifle (30 MB)."""
         if number not in self._stores:
             self._stores[number] = open_store(self._tiers[number])
         return self._stores[number]

@@ -8,7 +8,7 @@ goes on after an interruption cuts as the one before did.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from datastates.manifest import DataFile, Manifest, ObjectsFile
@@ -55,6 +55,8 @@ class FilePlan:
     size_bytes: int
     """Of the file, holes included."""
     pieces: tuple[Piece, ...]
+    is_source: bool = False
+    """Written by an earlier checkpoint, of which this delta needs what the pieces hold."""
 
     @property
     def stored_bytes(self) -> int:
@@ -69,7 +71,7 @@ def plan_files(manifest: Manifest, part_bytes: int) -> tuple[FilePlan, ...]:
         manifest: of the checkpoint.
         part_bytes: a piece has at least this many bytes, unless it is its file's last, and at most one extent more.
     """
-    data = [_plan(file.name, file.size_bytes, list(_data_checks(file)), part_bytes) for file in manifest.files]
+    data = [plan for file in manifest.files for plan in _data_plans(file, part_bytes)]
     objects = [_plan(file.name, file.size_bytes, _objects_checks(file), part_bytes) for file in manifest.objects]
     return tuple(data + objects)
 
@@ -87,8 +89,18 @@ def damaged(piece: Piece, content: bytes) -> list[Check]:
     return found
 
 
-def _data_checks(file: DataFile) -> Iterator[Check]:
-    yield Check(0, file.header_bytes, file.header_crc32c)
+def _data_plans(file: DataFile, part_bytes: int) -> Iterator[FilePlan]:
+    """A data file and its sources: all have its header, each extent is in one of them."""
+    header = Check(0, file.header_bytes, file.header_crc32c)
+    held: list[list[Check]] = [[header] for _ in file.names]
+    holders = [0] * len(file.extent_ends) if file.extent_sources is None else file.extent_sources.tolist()
+    for check, holder in zip(_extent_checks(file), holders, strict=True):
+        held[holder].append(check)
+    for number, (name, checks) in enumerate(zip(file.names, held, strict=True)):
+        yield replace(_plan(name, file.size_bytes, checks, part_bytes), is_source=number > 0)
+
+
+def _extent_checks(file: DataFile) -> Iterator[Check]:
     begin = file.header_bytes
     for end, crc in zip(file.extent_ends.tolist(), file.extent_crc32c.tolist(), strict=True):
         yield Check(begin, end, crc)

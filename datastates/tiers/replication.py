@@ -21,6 +21,7 @@ from datastates.sight.bus import emit, sinks
 from datastates.sight.events import Event, Origin, Replicated, ReplicationFailed
 from datastates.tiers.config import Tier
 from datastates.tiers.replicator import Offer, Outcome, TierLane
+from datastates.tiers.stores import Store
 
 logger = logging.getLogger("datastates")
 
@@ -52,6 +53,7 @@ class Replication:
     def __init__(
         self,
         tiers: Sequence[Tier],
+        store: Callable[[int], Store],
         channel: Channel,
         origin: Origin,
         finished: Finished,
@@ -60,7 +62,7 @@ class Replication:
         self._origin = origin
         self._finished = finished
         self._lock = threading.Lock()  # of the channel: every lane tells
-        self.lanes = [TierLane(tier) for tier in tiers] if channel.rank == 0 else []
+        self.lanes = [TierLane(tier, store(n)) for n, tier in enumerate(tiers)] if channel.rank == 0 else []
         self._hearing: Lane[Checkpoint] = Lane("ds-replicated", self._hear, self._hear_failed)
 
     def published(self, checkpoint: Checkpoint, path: Path) -> None:

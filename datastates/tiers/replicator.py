@@ -18,7 +18,8 @@ from datastates.save_job import forget_frames
 from datastates.tiers.config import Tier
 from datastates.tiers.pace import Pace, Stopped
 from datastates.tiers.retention import prune
-from datastates.tiers.stores import Store, open_store
+from datastates.tiers.shelf import Shelf
+from datastates.tiers.stores import Store
 from datastates.tiers.upload import Uploaded, upload
 from datastates.tiers.writer import Writer
 
@@ -53,12 +54,13 @@ class Offer:
 class TierLane:
     """Copies to one tier. Thread-safe; owns its thread from the first offer to :meth:`close`."""
 
-    def __init__(self, tier: Tier) -> None:
+    def __init__(self, tier: Tier, store: Store) -> None:
         self.tier = tier
         self.damaged: set[int] = set()
         """Steps whose copy in the store is damaged: it makes way when the step is taken again."""
-        self.store: Store = open_store(tier)
+        self.store = store
         self.pace = Pace(tier.bandwidth_mb_s, tier.retry_for_s)
+        self._shelf = Shelf(self.store, self._get, tier.part_bytes)
         self._writer = Writer(self.store, self.pace)
         self._changed = threading.Condition()
         self._last_taken: int | None = None  # guarded by _changed, as all below
@@ -136,6 +138,7 @@ class TierLane:
                 self.store,
                 offer.path,
                 offer.step,
+                shelf=self._shelf,
                 pace=self.pace,
                 threads=self.tier.threads,
                 part_bytes=self.tier.part_bytes,
@@ -147,10 +150,13 @@ class TierLane:
         except Exception as error:  # noqa: BLE001  (a lane accounts for everything)
             return Outcome(self.tier, offer.step, error=as_replication_error(offer.step, self.tier, error))
 
+    def _get(self, name: str) -> bytes:
+        return self.pace.retried(lambda: self.store.get(name), f"reading {name} of {self.tier.url}")
+
     def _prune(self, verified: int) -> None:
         try:
             self._writer.check()
-            prune(self.store, self.tier, verified, self.damaged, self.pace)
+            prune(self.store, self._shelf, self.tier, verified, self.damaged, self.pace)
         except Stopped:
             return
         except Exception:

@@ -7,21 +7,14 @@ import re
 from collections.abc import Collection
 
 from datastates.directory import expired, step_name
-from datastates.manifest import FILE_NAME
 from datastates.tiers.config import Tier
 from datastates.tiers.pace import Pace
+from datastates.tiers.shelf import SHARED, Shelf
 from datastates.tiers.stores import Store
-from datastates.tiers.stores.base import Listing
+from datastates.tiers.stores.base import Listing, complete_steps
 
 logger = logging.getLogger("datastates")
-_STEP = re.compile(r"step-(\d{8,})")
 _UPLOAD = re.compile(r"(\.up-)?step-\d{8,}")
-
-
-def complete_steps(listing: Listing) -> list[int]:
-    """Steps that have a manifest, ascending; says nothing about damage."""
-    found = (_STEP.fullmatch(folder) for folder, files in listing.items() if FILE_NAME in files)
-    return sorted(int(match[1]) for match in found if match)
 
 
 def leaving(listing: Listing, tier: Tier, verified: int, damaged: Collection[int]) -> list[str]:
@@ -41,9 +34,16 @@ def leaving(listing: Listing, tier: Tier, verified: int, damaged: Collection[int
     return old + given_up
 
 
-def prune(store: Store, tier: Tier, verified: int, damaged: Collection[int], pace: Pace) -> None:
-    """Remove what is :func:`leaving`. Called after an upload, when none is under way."""
+def prune(store: Store, shelf: Shelf, tier: Tier, verified: int, damaged: Collection[int], pace: Pace) -> None:
+    """Remove what is :func:`leaving`, but for what others refer to. Called after an upload, when none is under way."""
     listing = pace.retried(store.listing, f"listing {store.url}")
-    for folder in leaving(listing, tier, verified, damaged):
-        pace.retried(lambda folder=folder: store.remove(folder), f"removing {folder} from {store.url}")  # type: ignore[misc]
+    folders = leaving(listing, tier, verified, damaged)
+    keep = shelf.referenced([step for step in complete_steps(listing) if step_name(step) not in folders], listing)
+    for folder in folders:
+        if any(f"{folder}/{file}" not in keep for file in listing[folder]):
+            what = f"removing {folder} from {store.url}"
+            pace.retried(lambda folder=folder: store.remove(folder, keep), what)  # type: ignore[misc]
+    for name in (f"{SHARED}/{file}" for file in listing.get(SHARED, {})):
+        if name not in keep:
+            pace.retried(lambda name=name: store.drop(name), f"removing {name} from {store.url}")  # type: ignore[misc]
     pace.retried(store.sweep, f"removing unfinished uploads from {store.url}")

@@ -1,7 +1,7 @@
 """Uploading one published checkpoint to one store.
 
     1  say what is being uploaded (uploading.json: the manifest's digest, and the files that are complete)
-    2  data files, objects files; every byte verified as it is read
+    2  data files, objects files; every byte verified as it is read; of what checkpoints share, only what is not there
     3  every file has its size; this job is still the one that writes here
     4  the manifest: the commit object, last
     5  the manifest reads back as it was written, the files are there: the copy is verified
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from datastates.directory import step_name
 from datastates.errors import ReplicationError
 from datastates.tiers.pace import Pace
 from datastates.tiers.plan import FilePlan, plan_files
+from datastates.tiers.shelf import WHERE, Shelf, Stored, Where, dump, expected, missing, shared_object
 from datastates.tiers.stores import Source, Store
-from datastates.tiers.stores.base import Listing
+from datastates.tiers.stores.base import Listing, complete_steps
 from datastates.tiers.workers import Workers
 
 logger = logging.getLogger("datastates")
@@ -49,6 +50,7 @@ def upload(
     checkpoint: Path,
     step: int,
     *,
+    shelf: Shelf,
     pace: Pace,
     threads: int,
     part_bytes: int,
@@ -61,6 +63,7 @@ def upload(
         store: where to.
         checkpoint: the published directory.
         step: its step.
+        shelf: knows what the store has of files that checkpoints share.
         pace: bandwidth cap and retries.
         threads: files, and parts, under way at once.
         part_bytes: see :func:`datastates.tiers.plan.plan_files`.
@@ -83,12 +86,16 @@ def upload(
         _make_way(store, name, pace, replaces_damaged)
         there.pop(name)
     journal = Journal.resume(store, store.staging(name), raw, there, pace)
-    sent = _send(store, checkpoint, files, journal, pace, threads)
-    _check_sizes(store, store.staging(name), files, pace)
+    where, linked = _share(store, files, journal, there, shelf)
+    sent = _send(store, checkpoint, [file for file in files if file.name not in linked], where, journal, pace, threads)
+    if where:
+        pace.retried(lambda: store.put(f"{journal.folder}/{WHERE}", dump(where)), f"writing {WHERE}")
+    _check_sizes(store, journal.folder, files, where, pace)
     check_writer()
     pace.retried(lambda: store.commit(name, raw), f"committing {name} to {store.url}")
-    _verify(store, name, raw, files, pace)
+    _verify(store, name, raw, files, where, pace)
     pace.retried(lambda: store.drop(f"{name}/{JOURNAL}"), f"removing {JOURNAL} from {store.step_url(name)}")
+    shelf.add(step, files, where)
     return Uploaded(store.step_url(name), size_bytes, sent)
 
 
@@ -140,17 +147,45 @@ def _read_journal(raw: bytes) -> dict[str, Any]:
         return {}
 
 
+def _share(
+    store: Store, files: Collection[FilePlan], journal: Journal, there: Listing, shelf: Shelf
+) -> tuple[dict[str, Stored], set[str]]:
+    """Where the files go that are shared with other checkpoints, and which of them are there already as links."""
+    where: dict[str, Stored] = {}
+    linked: set[str] = set()
+    for file in files:
+        if not file.is_source:
+            continue
+        found = shelf.find(file, complete_steps(there), there)
+        if not store.has_links:
+            where[file.name] = next(found, shared_object(file))
+        elif any(store.adopt(f"{journal.folder}/{file.name}", file, stored.object) for stored in found):
+            linked.add(file.name)
+    return where, linked
+
+
 def _send(
-    store: Store, checkpoint: Path, files: tuple[FilePlan, ...], journal: Journal, pace: Pace, threads: int
+    store: Store,
+    checkpoint: Path,
+    files: Collection[FilePlan],
+    where: Where,
+    journal: Journal,
+    pace: Pace,
+    threads: int,
 ) -> int:
+    shared = expected(store, journal.folder, [file for file in files if file.name in where], where)
+    unsent = pace.retried(lambda: missing(store, shared), f"listing {store.url}")
+    complete = {*journal.complete, *(name for name, stored in where.items() if stored.object not in unsent)}
+
     with Workers(threads, "ds-upload-part") as parts, Workers(threads, "ds-upload-file") as pool:
 
         def send(file: FilePlan) -> int:
             pace.check()
-            if file.name in journal.complete:
+            if file.name in complete:
                 return 0
-            sent = store.send(f"{journal.folder}/{file.name}", Source(checkpoint / file.name, file), pace, parts)
-            if len(file.pieces) > 1:  # smaller ones are sent again sooner than noted
+            name = where[file.name].object if file.name in where else f"{journal.folder}/{file.name}"
+            sent = store.send(name, Source(checkpoint / file.name, file), pace, parts)
+            if len(file.pieces) > 1 and file.name not in where:  # smaller ones are sent again sooner than noted
                 journal.add(file)
             return sent
 
@@ -167,15 +202,14 @@ def _make_way(store: Store, name: str, pace: Pace, replaces_damaged: bool) -> No
     pace.retried(lambda: store.remove(name), f"removing the damaged {name} from {store.url}")
 
 
-def _check_sizes(store: Store, folder: str, files: tuple[FilePlan, ...], pace: Pace) -> None:
-    there = pace.retried(store.listing, f"listing {store.url}").get(folder, {})
-    wrong = [f"{file.name}: {there.get(file.name)}" for file in files if there.get(file.name) != store.size_bytes(file)]
-    if wrong:
-        raise ReplicationError(f"{store.url}/{folder} has not the files that were sent: {', '.join(wrong[:8])}")
+def _check_sizes(store: Store, folder: str, files: Collection[FilePlan], where: Where, pace: Pace) -> None:
+    sizes = expected(store, folder, files, where)
+    if wrong := pace.retried(lambda: missing(store, sizes), f"listing {store.url}"):
+        raise ReplicationError(f"{store.url} has not what was sent: {', '.join(list(wrong.values())[:8])}")
 
 
-def _verify(store: Store, name: str, raw: bytes, files: tuple[FilePlan, ...], pace: Pace) -> None:
+def _verify(store: Store, name: str, raw: bytes, files: Collection[FilePlan], where: Where, pace: Pace) -> None:
     there = pace.retried(lambda: store.get(f"{name}/{manifest.FILE_NAME}"), f"reading {name} of {store.url}")
     if there != raw:
         raise ReplicationError(f"{store.step_url(name)}: the manifest is not the one that was sent")
-    _check_sizes(store, name, files, pace)
+    _check_sizes(store, name, files, where, pace)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from pathlib import Path
 
 from datastates.errors import DamagedCheckpointError
@@ -14,6 +16,13 @@ from datastates.tiers.workers import Workers
 
 Listing = dict[str, dict[str, int]]
 """Folder -> file -> size, bytes."""
+_STEP = re.compile(r"step-(\d{8,})")
+
+
+def complete_steps(listing: Listing) -> list[int]:
+    """Steps that have a manifest, ascending; says nothing about damage."""
+    found = (_STEP.fullmatch(folder) for folder, files in listing.items() if FILE_NAME in files)
+    return sorted(int(match[1]) for match in found if match)
 
 
 def read_runs(path: Path, piece: Piece) -> bytes:
@@ -59,10 +68,12 @@ class Store(ABC):
     """
 
     url: str
+    has_links = False
+    """Whether files that checkpoints share get a name in each (:meth:`adopt`); else others refer to where they are."""
 
     @abstractmethod
-    def listing(self) -> Listing:
-        """Every folder, and its files with their sizes."""
+    def listing(self, folder: str | None = None) -> Listing:
+        """Every folder, or this one, and its files with their sizes."""
 
     @abstractmethod
     def get(self, name: str, begin: int = 0, end: int | None = None) -> bytes:
@@ -99,12 +110,21 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def remove(self, folder: str) -> None:
-        """Remove a folder, its manifest first: a reader sees the checkpoint whole or not at all."""
+    def remove(self, folder: str, keep: Collection[str] = ()) -> None:
+        """Remove a folder, its manifest first: a reader sees the checkpoint whole or not at all.
+
+        Args:
+            folder: which.
+            keep: files that stay, ``folder/file``.
+        """
 
     @abstractmethod
     def drop(self, name: str) -> None:
         """Remove one file."""
+
+    def adopt(self, name: str, file: FilePlan, candidate: str) -> bool:
+        """Where there are links: make ``name`` another name of ``candidate`` if that holds all pieces of ``file``."""
+        raise NotImplementedError
 
     def staging(self, step: str) -> str:
         """The folder that the files of ``step`` are sent to."""

@@ -7,9 +7,11 @@ checkpoints as ``docs/format.md`` describes it: a :class:`datastates.Checkpointe
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import secrets
+from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -19,6 +21,8 @@ from datastates.tiers.pace import Pace
 from datastates.tiers.plan import FilePlan, Piece, damaged
 from datastates.tiers.stores.base import Listing, Source, Store, read_runs, write_runs
 from datastates.tiers.workers import Workers
+
+logger = logging.getLogger("datastates")
 
 STAGING = ".up-"
 LEAVING = ".old-"
@@ -35,17 +39,20 @@ def local_path(url: str) -> Path | None:
 class DirectoryStore(Store):
     """See :class:`Store`."""
 
+    has_links = True
+
     def __init__(self, path: Path) -> None:
         self.url = str(path)
         self.path = path
 
-    def listing(self) -> Listing:
+    def listing(self, folder: str | None = None) -> Listing:
         if not self.path.is_dir():
             return {}
+        folders = self.path.iterdir() if folder is None else iter([self.path / folder])
         return {
-            folder.name: {file.name: file.stat().st_size for file in folder.iterdir()}
-            for folder in self.path.iterdir()
-            if _FOLDER.fullmatch(folder.name)
+            found.name: {file.name: file.stat().st_size for file in found.iterdir()}
+            for found in folders
+            if _FOLDER.fullmatch(found.name) and found.is_dir()
         }
 
     def get(self, name: str, begin: int = 0, end: int | None = None) -> bytes:
@@ -88,6 +95,20 @@ class DirectoryStore(Store):
             os.close(fd)
         return sent
 
+    def adopt(self, name: str, file: FilePlan, candidate: str) -> bool:
+        path, other = self.path / name, self.path / candidate
+        try:
+            if any(damaged(piece, read_runs(other, piece)) for piece in file.pieces):
+                return False
+            storage_ops.make_directories(path.parent)
+            with contextlib.suppress(FileNotFoundError):  # what an interrupted upload left
+                storage_ops.unlink(path)
+            storage_ops.link(other, path)
+        except OSError as error:
+            logger.info("%s is not shared: %s", candidate, error)
+            return False
+        return True
+
     def drop(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             storage_ops.unlink(self.path / name)
@@ -104,7 +125,7 @@ class DirectoryStore(Store):
         storage_ops.sync_directory(self.path)
         storage_ops.sync_ancestors(self.path)
 
-    def remove(self, folder: str) -> None:
+    def remove(self, folder: str, keep: Collection[str] = ()) -> None:
         leaving = self.path / f"{LEAVING}{folder}-{secrets.token_hex(4)}"
         try:
             storage_ops.rename(self.path / folder, leaving)

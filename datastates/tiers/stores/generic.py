@@ -6,6 +6,7 @@ fsspec has no common notion of a part, so an interrupted upload goes on with the
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from typing import Any
 
 from datastates.manifest import FILE_NAME
@@ -22,16 +23,16 @@ class GenericStore(Store):
         self._fs = fs
         self._root = root.rstrip("/")
 
-    def listing(self) -> Listing:
+    def listing(self, folder: str | None = None) -> Listing:
         self._fs.invalidate_cache()
         try:
-            found = self._fs.find(self._root, detail=True)
+            found = self._fs.find(self._root if folder is None else f"{self._root}/{folder}", detail=True)
         except FileNotFoundError:
             return {}
         listing: Listing = {}
         for path, info in found.items():
-            folder, _, file = path.removeprefix(f"{self._root}/").rpartition("/")
-            listing.setdefault(folder, {})[file] = int(info["size"])
+            where, _, file = path.removeprefix(f"{self._root}/").rpartition("/")
+            listing.setdefault(where, {})[file] = int(info["size"])
         return listing
 
     def get(self, name: str, begin: int = 0, end: int | None = None) -> bytes:
@@ -62,11 +63,12 @@ class GenericStore(Store):
 
         return pace.retried(send_whole, f"sending {name} to {self.url}")
 
-    def remove(self, folder: str) -> None:
-        files = self.listing().get(folder, {})
+    def remove(self, folder: str, keep: Collection[str] = ()) -> None:
+        files = self.listing(folder).get(folder, {})
         for file in sorted(files, key=lambda file: file != FILE_NAME):
-            self.drop(f"{folder}/{file}")
-        if self._fs.isdir(f"{self._root}/{folder}"):  # where folders are real
+            if f"{folder}/{file}" not in keep:
+                self.drop(f"{folder}/{file}")
+        if not keep and self._fs.isdir(f"{self._root}/{folder}"):  # where folders are real
             self._fs.rm(f"{self._root}/{folder}", recursive=True)
 
     def drop(self, name: str) -> None:

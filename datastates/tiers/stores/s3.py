@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from datastates.manifest import FILE_NAME
@@ -17,7 +18,7 @@ from datastates.tiers.plan import Piece
 from datastates.tiers.stores.base import Listing, Source, Store
 from datastates.tiers.workers import Workers
 
-_OURS = re.compile(r"step-\d{8,}/")
+_OURS = re.compile(r"(step-\d{8,}|shared)/")
 
 
 class Part(NamedTuple):
@@ -37,11 +38,12 @@ class S3Store(Store):
         self._bucket, _, prefix = root.partition("/")
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
 
-    def listing(self) -> Listing:
+    def listing(self, folder: str | None = None) -> Listing:
         found: Listing = {}
-        for item in self._pages("list_objects_v2", "Contents", "ContinuationToken", Prefix=self._prefix):
-            folder, _, file = item["Key"].removeprefix(self._prefix).rpartition("/")
-            found.setdefault(folder, {})[file] = int(item["Size"])
+        prefix = self._prefix if folder is None else self._key(f"{folder}/")
+        for item in self._pages("list_objects_v2", "Contents", "ContinuationToken", Prefix=prefix):
+            where, _, file = item["Key"].removeprefix(self._prefix).rpartition("/")
+            found.setdefault(where, {})[file] = int(item["Size"])
         return found
 
     def get(self, name: str, begin: int = 0, end: int | None = None) -> bytes:
@@ -76,10 +78,11 @@ class S3Store(Store):
         pace.retried(lambda: self._complete(name, upload_id, whole, source.plan.stored_bytes), f"completing {name}")
         return sum(num_bytes for _, num_bytes in sent)
 
-    def remove(self, folder: str) -> None:
-        files = self.listing().get(folder, {})
+    def remove(self, folder: str, keep: Collection[str] = ()) -> None:
+        files = self.listing(folder).get(folder, {})
         for file in sorted(files, key=lambda file: file != FILE_NAME):
-            self.drop(f"{folder}/{file}")
+            if f"{folder}/{file}" not in keep:
+                self.drop(f"{folder}/{file}")
 
     def drop(self, name: str) -> None:
         self._call("delete_object", name)
@@ -124,7 +127,7 @@ class S3Store(Store):
             self._call("complete_multipart_upload", name, UploadId=upload_id, MultipartUpload=whole)
         except FileNotFoundError:  # no such upload: perhaps the answer to an attempt that succeeded was lost
             folder, _, file = name.rpartition("/")
-            if self.listing().get(folder, {}).get(file) != size_bytes:
+            if self.listing(folder).get(folder, {}).get(file) != size_bytes:
                 raise
 
     # ---- requests

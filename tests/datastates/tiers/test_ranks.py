@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from launching import Launcher
 
-from datastates.tiers.retention import complete_steps
+from datastates.tiers.stores.base import complete_steps
 from datastates.tiers.stores.directory import DirectoryStore
 
 JOB = Path(__file__).with_name("ranks_job.py")

@@ -15,8 +15,10 @@ from datastates import Checkpointer, DamagedCheckpointError, ReplicationError, T
 from datastates.manifest import FILE_NAME
 from datastates.tiers import replicator
 from datastates.tiers.pace import Pace
-from datastates.tiers.retention import complete_steps, leaving
+from datastates.tiers.retention import leaving
+from datastates.tiers.shelf import Shelf
 from datastates.tiers.stores import open_store
+from datastates.tiers.stores.base import complete_steps
 from datastates.tiers.upload import JOURNAL, Journal, upload
 
 Open = Callable[..., Checkpointer]
@@ -170,9 +172,9 @@ def test_local_damage_is_not_copied(tier: Tier, open_run: Open, tmp_path: Path) 
     with open_run(None) as checkpoints:
         checkpoints.checkpoint(7, filled(7)).durable.result(60)
     flip(tmp_path / "run" / "step-00000007" / "rank-00000.safetensors")
-    store, path = open_store(tier), tmp_path / "run" / "step-00000007"
+    store, path, pace = open_store(tier), tmp_path / "run" / "step-00000007", Pace(None, 0)
     with pytest.raises(DamagedCheckpointError, match=r"rank-00000\.safetensors: checksum mismatch in bytes \[4096, "):
-        upload(store, path, 7, pace=Pace(None, 0), threads=2, part_bytes=1 << 20)
+        upload(store, path, 7, shelf=Shelf(store, store.get, 1 << 20), pace=pace, threads=2, part_bytes=1 << 20)
     assert complete_steps(open_store(tier).listing()) == []
 
 

@@ -18,8 +18,8 @@ from datastates import Checkpointer, ReplicationError, Tier
 
 MakeProxy = Callable[[S3Server], S3Proxy]
 Open = Callable[..., Checkpointer]
-WIDTH = 2400
-"""23 MB: four full parts of at least 5.25 MB, and at most one that is not."""
+WIDTH = 2100
+"""17.6 MB: three full parts of at least 5.3 MB, and at most one that is not."""
 JOB = Path(__file__).with_name("uploading_job.py")
 
 
@@ -172,12 +172,12 @@ def test_a_slow_server_holds_up_nobody(
 
 
 def test_the_cap_for_real(common_server: S3Server, bucket: str, open_run: Open) -> None:
-    """23 MB at 20 MB/s: the last of five parts leaves when the four before it have had their time."""
+    """17.6 MB at 20 MB/s: the last part leaves when those before it have had their time."""
     checkpoints = open_run(tier(common_server.options, bucket, bandwidth_mb_s=20, threads=4))
     begun_s = time.monotonic()
     checkpoints.checkpoint(1, filled(1, WIDTH)).replicated.result(60)
     elapsed_s = time.monotonic() - begun_s
-    assert elapsed_s >= (23 - 8.4) / 20
+    assert elapsed_s >= (17.6 - 8.4) / 20
     assert elapsed_s < 10
 
 
