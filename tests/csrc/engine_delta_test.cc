@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <random>
 
 #include "engine/delta.h"
@@ -221,6 +222,39 @@ TEST(a_failed_write_of_one_run_fails_the_delta_and_the_next_goes_on) {
   CHECK(Resolve(*delta, ReadFile(dir.File("delta")), ReadFile(dir.File("full"))) == state.File());
   engine->Close();
   CHECK_EQ(engine->free_bytes(), engine->stats().arena_bytes);
+}
+
+// What a block filled by copies from devices goes through gives what host memory does.
+TEST(a_block_that_is_filled_already_gets_the_digests_of_its_sources) {
+  State state(4096, {100, 30000, 5});
+  auto key = RandomKey();
+  auto digests_of = [&](std::shared_ptr<const ExtentDigests> base, bool from_block) {
+    Snapshot snapshot(state.Plan("unused", key, std::move(base)), nullptr);
+    const std::string file = state.File();
+    ChunkCursor cursor(snapshot.plan(), kBlockBytes);
+    while (!cursor.AtEnd()) {
+      const ChunkRange range = cursor.Next();
+      std::string block = file.substr(range.begin, range.size_bytes());
+      if (!from_block) {
+        CopyDigested(&snapshot, range, block.data());
+        continue;
+      }
+      uint64_t begin = std::max<uint64_t>(range.begin, 4096);
+      for (size_t i = range.first_extent; begin < range.end; begin = snapshot.plan().extent_ends[i++]) {
+        snapshot.SetCrc(i, BitwiseCrc32c(file.data() + begin, snapshot.plan().extent_ends[i] - begin));
+      }
+      DigestBlock(&snapshot, range, block.data());
+    }
+    return std::make_pair(snapshot.digests(), snapshot.extent_changed());
+  };
+  const auto host = digests_of(nullptr, false).first, device = digests_of(nullptr, true).first;
+  CHECK(host->contents == device->contents);
+  CHECK(host->crcs == device->crcs);
+  state.tensors()[1][20000] ^= 1;
+  const auto changed = digests_of(host, true).second;
+  CHECK(changed == digests_of(host, false).second);
+  CHECK_EQ(std::count(changed.begin(), changed.end(), 1), 1);
+  CHECK_EQ(int{changed[(100 + 20000) / kExtentBytes]}, 1);
 }
 
 TEST(an_empty_device_tensor_among_others_does_not_make_a_device_copy) {

@@ -122,10 +122,17 @@ def test_another_structure_begins_a_chain(tmp_path: Path) -> None:
     assert_holds(tmp_path / "step-00000001", now)
 
 
-def test_deltas_are_off_unless_asked_for(open_checkpoints: Callable[..., Checkpointer], tmp_path: Path) -> None:
+def test_deltas_are_off_unless_asked_for(
+    open_checkpoints: Callable[..., Checkpointer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then nothing is compared, nor prepared for it."""
+    monkeypatch.delattr("datastates.saving.new_content_key")
     checkpoints = open_checkpoints()
     for step in range(2):
-        checkpoints.checkpoint(step, {"table": torch.ones(ROWS)}).durable.result(60)
+        taken = checkpoints.checkpoint(step, {"table": torch.ones(ROWS)})
+        taken.durable.result(60)
+        assert taken.snapshot.extent_digests() is None
+        assert len(taken.snapshot.extent_changed()) == 0
     assert checkpoints.stats().num_deltas == 0
     assert left(tmp_path / "run" / "step-00000001") == {"manifest.json", "rank-00000.objects.json", FULL}
 
