@@ -138,7 +138,7 @@ def _apply_python(saved: SavedCheckpoint, state: Mapping[str, Any], only: Sequen
     """Take Python values back; immutable ones are put into their container."""
     context = make_context(state, saved.saved_rank)
     found = [(provider_for(value, name), name, value, into, key) for name, value, into, key in leaves(state)]
-    for provider, name, value, container, key in sorted(found, key=lambda leaf: leaf[0].applies_last):
+    for provider, name, value, container, key in sorted(found, key=lambda leaf: leaf[0].comes_last(leaf[2])):
         if selected_section(name, only):
             now = provider.apply(value, name, context, saved)
             if now is not value:

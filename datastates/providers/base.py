@@ -178,11 +178,15 @@ class StateProvider(abc.ABC):
     exact: ClassVar[bool] = False
     """Whether a subclass of what it handles that says for itself how it is saved goes to another provider."""
     applies_last: ClassVar[bool] = False
-    """Whether ``apply`` must come after all others, whatever the order of the state."""
+    """Whether ``apply`` must come after all others, whatever the order of the state; see :meth:`comes_last`."""
 
     @abc.abstractmethod
     def collect(self, value: Any, out: SectionBuilder) -> None:
         """Announce the tensors of ``value`` to ``out``, and set ``out.section.python`` and ``.guard``."""
+
+    def comes_last(self, value: Any) -> bool:
+        """Whether ``apply`` of ``value`` must come after all others."""
+        return self.applies_last
 
     def prepare(self, value: Any, name: str, context: Context, saved: Saved) -> Undo | None:
         """Before a restore collects: create tensors that the checkpoint has and ``value`` does not have yet.

@@ -32,6 +32,9 @@ class PerRankProvider(StateProvider):
         provider_for(value.value, out.section.name).collect(value.value, inner)
         out.section = inner.section
 
+    def comes_last(self, value: PerRank) -> bool:
+        return provider_for(value.value, "").comes_last(value.value)
+
     def prepare(self, value: PerRank, name: str, context: Context, saved: Saved) -> Undo | None:
         return provider_for(value.value, name).prepare(value.value, name, context, saved)
 

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from launching import Launched, Launcher
 
 from datastates.directory import read_manifest
@@ -26,6 +27,7 @@ def results(ranks: list[Launched], name: str) -> list[Any]:
     return [json.loads(rank.wait_for(rf"^RESULT {re.escape(name)} (.*)$", timeout_s=100)[1]) for rank in ranks]
 
 
+@pytest.mark.slow
 def test_saved_on_four_ranks_and_loaded_on_two_and_three(launch: Launcher, tmp_path: Path) -> None:
     saving = start(launch, tmp_path, "save", 4)
     assert results(saving, "published") == ["step-00000002"] * 4

@@ -59,11 +59,13 @@ class Drawing:
         torch.randn(3)
 
 
+@pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("order", [("rng", "loader"), ("loader", "rng")])
 def test_generators_are_restored_after_everything_that_may_draw_from_them(
-    tmp_path: Path, order: tuple[str, str]
+    tmp_path: Path, order: tuple[str, str], own: bool
 ) -> None:
-    parts = {"rng": datastates.rng_state(), "loader": Drawing()}
+    rng = datastates.rng_state()
+    parts = {"rng": datastates.per_rank(rng) if own else rng, "loader": Drawing()}
     state = {key: parts[key] for key in order}
     with datastates.Checkpointer(tmp_path) as checkpoints:
         checkpoints.checkpoint(0, state)
