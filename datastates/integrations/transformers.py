@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -77,7 +76,6 @@ class CheckpointCallback(TrainerCallback):
                     return trainer.train(resume_from_checkpoint=folder, **arguments)
             except _OlderCheckpoint as older:
                 start, progress = older.start, older.progress
-        self._resumed = None
         return trainer.train(**arguments)
 
     def on_train_begin(
@@ -90,7 +88,6 @@ class CheckpointCallback(TrainerCallback):
             start = checkpoints.restore(restored)
             if start != self._resumed:  # that one is damaged, as every rank has found: begin at another step
                 raise _OlderCheckpoint(start, restored["trainer"])
-            self._resumed = None
             self._generators = read_generators()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -167,11 +164,13 @@ class CheckpointCallback(TrainerCallback):
         """A folder that the Trainer takes for a checkpoint of its own: its progress is real, the rest comes from us."""
         with tempfile.TemporaryDirectory() as folder:
             TrainerState(**progress).save_to_json(os.path.join(folder, TRAINER_STATE_NAME))
-            with (
-                mock.patch.object(trainer, "_load_from_checkpoint", lambda *args, **kwargs: None),
-                mock.patch.object(trainer, "_load_rng_state", self._restore_generators),
-            ):
+            trainer._load_from_checkpoint = lambda *args, **kwargs: None
+            trainer._load_rng_state = self._restore_generators
+            try:
                 yield folder
+            finally:
+                self._resumed = None
+                del trainer._load_from_checkpoint, trainer._load_rng_state  # the methods of its class again
 
     def _restore_generators(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
