@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from datastates.bulk import without_gc
-from datastates.dtypes import dtype_name, dtype_of
+from datastates.dtypes import dtype_of
 from datastates.errors import DamagedCheckpointError
 from oneflow_sbp import Box
 
@@ -200,7 +199,8 @@ def _checked(data: dict[str, Any]) -> Manifest:
     names = [name for f in files for name in f.names] + [o.name for o in objects]
     if len(set(names)) != len(names):
         raise ValueError("two files have one name")
-    tensors = {name: _tensor(name, info, files) for name, info in data["tensors"].items()}
+    read = _TensorReader(files).tensor
+    tensors = {name: read(name, info) for name, info in data["tensors"].items()}
     aliases = data["aliases"]
     for alias, name in aliases.items():
         if name not in tensors:
@@ -249,29 +249,53 @@ def _sources(data: dict[str, Any]) -> tuple[tuple[str, ...], np.ndarray | None]:
     return sources, np.repeat(np.array(held_by, dtype=np.uint32), counts)
 
 
-def _tensor(name: str, data: dict[str, Any], files: Sequence[DataFile]) -> TensorInfo:
-    shape = _numbers(data["shape"])
-    dtype = data["dtype"]
-    whole = Box.whole(shape)
-    shards = tuple([_shard(name, dtype_of(dtype), shape, whole, row, files) for row in data["shards"]])
-    if len(shards) != 1 or shards[0].box is not whole:
-        check_tiling(name, whole, shards)
-    return TensorInfo(dtype, shape, shards)
+class _TensorReader:
+    """Checks the ``tensors`` of a manifest; tens of thousands of them usually share a few shapes."""
 
+    def __init__(self, files: Sequence[DataFile]) -> None:
+        self._files = files
+        self._payloads = [(file.header_bytes, file.size_bytes) for file in files]
+        self._wholes: dict[tuple[int, ...], Box] = {}
 
-def _shard(
-    name: str, dtype: torch.dtype, shape: tuple[int, ...], whole: Box, row: Any, files: Sequence[DataFile]
-) -> Shard:
-    file, begin, end, offsets, sizes = row
-    is_whole = tuple(sizes) == shape and len(offsets) == len(shape) and not any(offsets)
-    box = whole if is_whole else Box(_numbers(offsets), _numbers(sizes))
-    if _number(file) >= len(files):
-        raise ValueError(f"{name}: data file {file} of {len(files)}")
-    if not files[file].header_bytes <= _number(begin) <= _number(end) <= files[file].size_bytes:
-        raise ValueError(f"{name}: bytes [{begin}, {end}) leave the payload of {files[file].name}")
-    if (box is not whole and not box.inside(shape)) or end - begin != box.numel * dtype.itemsize:
-        raise ValueError(f"{name}: box {box} in [{begin}, {end}) does not fit {dtype_name(dtype)}{list(shape)}")
-    return Shard(file, begin, end, box)
+    def tensor(self, name: str, data: dict[str, Any]) -> TensorInfo:
+        shape = tuple(data["shape"])
+        whole = self._wholes.get(shape)
+        if whole is None:
+            whole = self._wholes[shape] = Box.whole(_numbers(shape))
+        dtype = data["dtype"]
+        itemsize_bytes = dtype_of(dtype).itemsize
+        shards = tuple([self._shard(name, dtype, itemsize_bytes, whole, *row) for row in data["shards"]])
+        if len(shards) != 1 or shards[0].box is not whole:
+            check_tiling(name, whole, shards)
+        return TensorInfo(dtype, whole.sizes, shards)
+
+    def _shard(
+        self,
+        name: str,
+        dtype: str,
+        itemsize_bytes: int,
+        whole: Box,
+        file: int,
+        begin: int,
+        end: int,
+        offsets: list[int],
+        sizes: list[int],
+    ) -> Shard:
+        if not (type(file) is type(begin) is type(end) is int and 0 <= file < len(self._payloads)):
+            _numbers((file, begin, end))
+            raise ValueError(f"{name}: data file {file} of {len(self._files)}")
+        payload_begin, payload_end = self._payloads[file]
+        if not payload_begin <= begin <= end <= payload_end:
+            _numbers((begin, end))
+            raise ValueError(f"{name}: bytes [{begin}, {end}) leave the payload of {self._files[file].name}")
+        box = whole
+        if tuple(sizes) != whole.sizes or tuple(offsets) != whole.offsets:
+            box = Box(_numbers(offsets), _numbers(sizes))
+            if not box.inside(whole.sizes):
+                raise ValueError(f"{name}: {box} does not lie inside {list(whole.sizes)}")
+        if end - begin != box.numel * itemsize_bytes:
+            raise ValueError(f"{name}: {box} of {dtype} does not fill bytes [{begin}, {end})")
+        return Shard(file, begin, end, box)
 
 
 def check_tiling(name: str, whole: Box, shards: Sequence[Shard]) -> None:

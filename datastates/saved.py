@@ -41,6 +41,7 @@ class SavedCheckpoint:
         self.saved_rank = rank % manifest.num_ranks
         self._allow_pickle = allow_pickle
         self._only = only
+        self._tensors = manifest.tensors
         self._undo: list[Undo] = []
         self._has_own_values = any(name.startswith("per_rank.") for name in manifest.tensors)
         self._python: dict[str, Any] = {}
@@ -52,7 +53,7 @@ class SavedCheckpoint:
 
     def stored_name(self, name: str) -> str:
         """Where this rank's value of ``name`` is: its own, the common one, or the one it is tied to."""
-        if not self._has_own_values and name in self.manifest.tensors:
+        if not self._has_own_values and name in self._tensors:
             return name
         for candidate in (name, self.manifest.aliases.get(name, name)):
             if self._has_own_values and (mine := per_rank_name(self.saved_rank, candidate)) in self.manifest.tensors:
@@ -132,19 +133,23 @@ def match(saved: SavedCheckpoint, state: Mapping[str, Any], strict: bool, only: 
     targets: list[Target] = []
     missing: list[str] = []
     used: set[str] = set()
+    stored_tensors = saved.manifest.tensors
     for section in sections:
         for held, tensor in zip(section.held, section.tensors, strict=True):
-            if only is not None and not selected(held.name, only):
+            name = held.name
+            if only is not None and not selected(name, only):
                 continue
-            stored = saved.stored_name(held.name)
-            info = saved.manifest.tensors.get(stored)
+            stored = saved.stored_name(name)
+            info = stored_tensors.get(stored)
             if info is None:
-                missing.append(held.name)
+                missing.append(name)
                 continue
             used.add(stored)
-            if _fits(saved, info, held, or_else_afresh=section.loads_afresh):
+            if info.shape == held.shape and info.dtype == held.dtype:
                 targets.append(Target(stored, tensor, held.box))
-                saved.provide(held.name, section.wholes.get(held.name, tensor))
+                saved.provide(name, section.wholes.get(name, tensor) if section.wholes else tensor)
+            elif not section.loads_afresh:
+                raise _misfit(saved, info, held)
         for alias, name in section.aliases.items():
             if saved.stored_name(alias) not in saved.manifest.tensors:
                 missing.append(f"{alias} (tied to {name})")
@@ -158,17 +163,9 @@ def match(saved: SavedCheckpoint, state: Mapping[str, Any], strict: bool, only: 
     return targets
 
 
-def _fits(saved: SavedCheckpoint, info: TensorInfo, held: Held, or_else_afresh: bool) -> bool:
-    """Whether the live tensor can take the stored values in place.
-
-    Containers and stateful objects may have changed shape since: theirs are then loaded afresh. For modules and
-    optimizers a misfit is an error.
-    """
-    if info.dtype == held.dtype and info.shape == held.shape:
-        return True
-    if or_else_afresh:
-        return False
-    raise ValueError(
+def _misfit(saved: SavedCheckpoint, info: TensorInfo, held: Held) -> ValueError:
+    """Containers and stateful objects may have changed shape since; modules and optimizers must not have."""
+    return ValueError(
         f"{held.name} is {held.dtype}{list(held.shape)} in the live state but {info.dtype}{list(info.shape)} in "
         f"{saved.path}; build the model as it was saved, or restore a part with only="
     )

@@ -66,7 +66,10 @@ def pickled(value: object) -> Pickled:
     return Pickled(value)
 
 
-def encode(value: object, path: str, tensor_out: TensorOut | None = None) -> Json:
+_AS_THEY_ARE = frozenset((type(None), bool, int, str))
+
+
+def encode(value: Any, path: str, tensor_out: TensorOut | None = None) -> Json:
     """The JSON form of ``value``, sharing nothing mutable with it.
 
     Args:
@@ -77,22 +80,23 @@ def encode(value: object, path: str, tensor_out: TensorOut | None = None) -> Jso
     Raises:
         TypeError: a type that has no JSON form; the message names the path and the remedy.
     """
-    if value is None or type(value) in (bool, int, str):
+    kind_of_value = type(value)
+    if kind_of_value in _AS_THEY_ARE:
         return value
-    if type(value) is float:
-        return value if math.isfinite(value) else {"$": "float", "v": repr(value)}
-    if type(value) is list:
-        return [encode(item, f"{path}.{i}", tensor_out) for i, item in enumerate(value)]
-    if type(value) is dict and all(type(key) is str for key in value) and "$" not in value:
-        return {key: encode(item, f"{path}.{key}", tensor_out) for key, item in value.items()}
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor):  # early: states of tens of thousands of small ones are common
         if value.is_quantized:
             return _quantized(value, path, tensor_out)
         if tensor_out is not None:
             return {"$": "tensor", "name": tensor_out(path, value)}
         return _inline_tensor(value)
+    if kind_of_value is float:
+        return value if math.isfinite(value) else {"$": "float", "v": repr(value)}
+    if kind_of_value is list:
+        return [encode(item, f"{path}.{i}", tensor_out) for i, item in enumerate(value)]
+    if kind_of_value is dict and all(type(key) is str for key in value) and "$" not in value:
+        return {key: encode(item, f"{path}.{key}", tensor_out) for key, item in value.items()}
     for kind, cls, to_json in _ENCODERS:
-        if type(value) is cls:
+        if kind_of_value is cls:
             return {"$": kind, "v": to_json(value, lambda item, key: encode(item, f"{path}.{key}", tensor_out))}
     if type(value) in (np.ndarray, np.memmap):
         assert isinstance(value, np.ndarray)
@@ -127,9 +131,9 @@ def decode(value: Json, tensor_in: TensorIn | None = None, allow_pickle: bool = 
         return [decode(item, tensor_in, allow_pickle) for item in value]
     if not isinstance(value, dict):
         return value
-    if "$" not in value:
+    kind = value.get("$")
+    if kind is None and "$" not in value:
         return {key: decode(item, tensor_in, allow_pickle) for key, item in value.items()}
-    kind = value["$"]
     if kind == "tensor":
         if tensor_in is None:
             raise ValueError(f"tensor {value['name']!r} is stored beside this value and was not loaded")
@@ -152,11 +156,12 @@ def decode(value: Json, tensor_in: TensorIn | None = None, allow_pickle: bool = 
 def special_objects(value: Json) -> list[dict[str, Any]]:
     """Every object of an encoded value that stands for something JSON lacks, at any depth."""
     found, left = [], [value]
-    while left:
-        item = left.pop()
+    for item in left:  # grows while it is walked
         if type(item) is dict:
             if "$" in item:
                 found.append(item)
+                if item["$"] == "tensor":
+                    continue
             left.extend(item.values())
         elif type(item) is list:
             left.extend(item)

@@ -5,6 +5,7 @@ Pure arithmetic, except :func:`local_box`, which reads the layout of a ``DTensor
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from typing import NamedTuple
@@ -18,10 +19,11 @@ class Box(NamedTuple):
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
 
-    @classmethod
-    def whole(cls, shape: tuple[int, ...]) -> Box:
+    @staticmethod
+    @functools.lru_cache(maxsize=4096)  # models have many tensors and few shapes
+    def whole(shape: tuple[int, ...]) -> Box:
         """The box that covers a tensor of ``shape``."""
-        return cls((0,) * len(shape), tuple(shape))
+        return Box((0,) * len(shape), tuple(shape))
 
     @property
     def numel(self) -> int:
@@ -85,8 +87,8 @@ def local_box(tensor: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...], Box]
     """
     dtensor = sys.modules.get("torch.distributed.tensor")  # if nobody imported it, nothing is one
     if dtensor is None or not isinstance(tensor, dtensor.DTensor):
-        shape = tuple(tensor.shape)
-        return tensor, shape, Box.whole(shape)
+        box = Box.whole(tensor.shape)
+        return tensor, box.sizes, box
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
     from torch.distributed.tensor.placement_types import Replicate, Shard
 

@@ -37,7 +37,10 @@ def replace_content(value: Any, stored: Any) -> Any:
         for key in [key for key in value if key not in stored]:
             del value[key]
         for key, item in stored.items():
-            value[key] = replace_content(value[key], item) if key in value else item
+            if key not in value:
+                value[key] = item
+            elif value[key] is not item:  # else a tensor that was loaded in place
+                value[key] = replace_content(value[key], item)
         return value
     if isinstance(value, list) and isinstance(stored, list):
         value[:] = _replaced(value, stored)
