@@ -16,7 +16,8 @@ class CheckpointFuture(Generic[T]):
     Thread-safe. Only the checkpointer resolves it; the first resolution stands.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_wait: Callable[[], None] = lambda: None) -> None:
+        self._on_wait = on_wait  # called before anybody waits
         self._future: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._future.set_running_or_notify_cancel()  # cannot be cancelled: the bytes are on their way
 
@@ -27,6 +28,7 @@ class CheckpointFuture(Generic[T]):
             TimeoutError: not reached within ``timeout_s`` seconds.
             CheckpointError: the checkpoint failed.
         """
+        self._on_wait()
         try:
             return self._future.result(timeout_s)
         except concurrent.futures.TimeoutError:
@@ -36,6 +38,7 @@ class CheckpointFuture(Generic[T]):
 
     def exception(self, timeout_s: float | None = None) -> BaseException | None:
         """Like :meth:`result`, but returns the checkpoint's error, ``None`` if it succeeded."""
+        self._on_wait()
         try:
             return self._future.exception(timeout_s)
         except concurrent.futures.TimeoutError:
@@ -49,6 +52,7 @@ class CheckpointFuture(Generic[T]):
         self._future.add_done_callback(lambda _: callback(self))
 
     def __await__(self) -> Generator[object, None, T]:
+        self._on_wait()
         return asyncio.wrap_future(self._future).__await__()
 
     def _resolve(self, value: T) -> None:

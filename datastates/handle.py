@@ -38,7 +38,7 @@ class Checkpoint:
         self, step: int, ordinal: int, captured: Captured | None, metadata: dict[str, Any], refusal: str = ""
     ) -> None:
         self.step = step
-        self.safe_to_mutate: CheckpointFuture[None] = CheckpointFuture()
+        self.safe_to_mutate: CheckpointFuture[None] = CheckpointFuture(on_wait=self._hurry)
         self.written: CheckpointFuture[None] = CheckpointFuture()
         self.durable: CheckpointFuture[Path] = CheckpointFuture()
         self.replicated: CheckpointFuture[str | None] = CheckpointFuture()
@@ -52,6 +52,7 @@ class Checkpoint:
         self.size_bytes = 0  # of this rank's data file, once submitted
         self.chain_at_submission: ChainReading | None = None
         self._submitted = threading.Event()
+        self._hurried = False
 
     def submitted(self, snapshot: Any, size_bytes: int = 0, chain: ChainReading | None = None) -> None:
         """The engine has it, or never will."""
@@ -60,6 +61,14 @@ class Checkpoint:
         self.chain_at_submission = chain
         self.snapshot = snapshot
         self._submitted.set()
+        if self._hurried:
+            self._hurry()
+
+    def _hurry(self) -> None:
+        """Somebody waits for the copies: from now on they are made as fast as they can be."""
+        self._hurried = True
+        if self.snapshot is not None:
+            self.snapshot.hurry()
 
     def let_go(self) -> None:
         """The live state is no longer needed: it was copied, or never will be. Idempotent."""

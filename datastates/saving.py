@@ -272,7 +272,7 @@ class SavePipeline:
         checkpoint = job.checkpoint
         if checkpoint.snapshot is not None:
             try:
-                checkpoint.snapshot.wait_copied()
+                checkpoint.snapshot.watch_copied()
             except Exception as error:  # noqa: BLE001
                 job.error = job.error or self._explain(job, error)
             checkpoint.snapshot.release_owner()

@@ -67,7 +67,11 @@ void BindSnapshot(py::module_& m) {
       .def(
           "wait_copied",
           [](Snapshot& s, double timeout_s) { WaitOrRaise([&] { return s.WaitCopied(timeout_s); }); },
-          py::arg("timeout_s") = -1.0)
+          py::arg("timeout_s") = -1.0, "Wait as somebody who wants to write to the sources.")
+      .def(
+          "watch_copied", [](Snapshot& s) { WaitOrRaise([&] { return s.WatchCopied(-1.0); }); },
+          "Wait without making the engine hurry.")
+      .def("hurry", &Snapshot::Hurry, py::call_guard<py::gil_scoped_release>())
       .def(
           "wait_written",
           [](Snapshot& s, double timeout_s) { WaitOrRaise([&] { return s.WaitWritten(timeout_s); }); },
@@ -119,12 +123,14 @@ void BindEngine(py::module_& m) {
   BindDigests(m);
   BindSnapshot(m);
   py::class_<Engine>(m, "Engine", "The chain of actors capture -> copy -> write -> commit, on one arena.")
-      .def(py::init([](size_t arena_bytes, size_t block_bytes, int copy_threads, int copy_nice,
-                       const std::string& write_backend, int write_depth, bool pinned, bool allow_direct) {
+      .def(py::init([](size_t arena_bytes, size_t block_bytes, int copy_threads, size_t copy_ahead_bytes,
+                       int copy_nice, const std::string& write_backend, int write_depth, bool pinned,
+                       bool allow_direct) {
              EngineOptions options;
              options.arena_bytes = arena_bytes;
              options.block_bytes = block_bytes;
              options.num_copy_threads = copy_threads;
+             options.copy_ahead_bytes = copy_ahead_bytes;
              options.copy_nice = copy_nice;
              options.write_depth = write_depth;
              options.pinned = pinned;
@@ -134,8 +140,8 @@ void BindEngine(py::module_& m) {
              return ValueOrRaise(Engine::Create(options));
            }),
            py::kw_only(), py::arg("arena_bytes"), py::arg("block_bytes"), py::arg("copy_threads"),
-           py::arg("copy_nice"), py::arg("write_backend"), py::arg("write_depth"), py::arg("pinned"),
-           py::arg("allow_direct"))
+           py::arg("copy_ahead_bytes"), py::arg("copy_nice"), py::arg("write_backend"),
+           py::arg("write_depth"), py::arg("pinned"), py::arg("allow_direct"))
       .def(
           "submit",
           [](Engine& engine, std::string path, const py::bytes& header, std::shared_ptr<TensorRefs> refs,

@@ -64,7 +64,8 @@ void BindStorage(py::module_& m) {
   m.def("crc32c", &Crc32cOfBuffer, py::arg("data"), "CRC32C of a contiguous buffer.");
   m.def("read_verified", &ReadVerifiedForPython, py::kw_only(), py::arg("path"), py::arg("file_size"),
         py::arg("first_begin"), py::arg("extent_ends"), py::arg("extent_crc32c"), py::arg("begins"),
-        py::arg("ends"), py::arg("addresses"), py::arg("threads"), py::arg("allow_direct"), py::arg("verify") = true,
+        py::arg("ends"), py::arg("addresses"), py::arg("threads"), py::arg("allow_direct"),
+        py::arg("verify") = true,
         "Read byte ranges [begins, ends) of a file to memory addresses, verifying every extent they touch.\n"
         "Returns (indices of damaged extents, bytes read).");
 }

@@ -2,13 +2,20 @@
 
 namespace elastates {
 
-Capture::Capture(Arena* arena, size_t num_registers, ChainClock* clock)
+Capture::Capture(Arena* arena, size_t num_registers, size_t max_ahead_blocks, const CopyPriority* priority,
+                 ChainClock* clock)
     : Actor("capture"),
       out(this, "chunks", num_registers, Fanout::kLeastLoaded),
       arena_(*arena),
+      priority_(*priority),
       clock_(*clock),
-      block_bytes_(arena->block_bytes()) {
-  out.SetBacking([this](Chunk* chunk) { return Acquire(chunk); });
+      block_bytes_(arena->block_bytes()),
+      max_ahead_blocks_(max_ahead_blocks) {
+  out.SetBacking([this](Chunk* chunk) { return !IsAhead() && Acquire(chunk); });
+}
+
+bool Capture::IsAhead() const {
+  return arena_.num_blocks() - arena_.free_blocks() >= max_ahead_blocks_ && !priority_.IsUrgent();
 }
 
 bool Capture::Acquire(Chunk* chunk) {

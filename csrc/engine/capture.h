@@ -2,7 +2,10 @@
 // leased block.
 //
 // Nothing is cut ahead of its credit: an arena full of unwritten blocks makes Capture wait, and with it
-// whoever waits for copies. Submit() may be called from any thread and never waits for the lane.
+// whoever waits for copies. While nobody does, Capture also keeps to a pace: no more than `max_ahead_blocks`
+// are in use, so that copies come as storage takes them instead of in one burst, and the few blocks that go
+// round are still in the caches when the disk reads them. Submit() may be called from any thread and never
+// waits for the lane.
 #ifndef ELASTATES_ENGINE_CAPTURE_H_
 #define ELASTATES_ENGINE_CAPTURE_H_
 
@@ -14,12 +17,14 @@
 #include "actor/actor.h"
 #include "engine/chain.h"
 #include "engine/chain_clock.h"
+#include "engine/copy_priority.h"
 
 namespace elastates {
 
 class Capture : public Actor {
  public:
-  Capture(Arena* arena, size_t num_registers, ChainClock* clock);
+  Capture(Arena* arena, size_t num_registers, size_t max_ahead_blocks, const CopyPriority* priority,
+          ChainClock* clock);
 
   void Submit(TaskPtr task);
   // Bytes submitted that have no block yet. Any thread.
@@ -30,12 +35,15 @@ class Capture : public Actor {
  private:
   Supply Poll() override;
   Status Act() override;
+  bool IsAhead() const;
   bool Acquire(Chunk* chunk);
   void Drain() override {}  // what the act emitted goes on as an error: Seal counts it
 
   Arena& arena_;
+  const CopyPriority& priority_;
   ChainClock& clock_;
   const uint64_t block_bytes_;
+  const size_t max_ahead_blocks_;
   TaskPtr current_;
   std::optional<ChunkCursor> cursor_;  // into current_'s plan
   uint64_t num_cut_ = 0;               // chunks of current_

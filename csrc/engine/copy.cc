@@ -4,6 +4,7 @@
 
 #include "base/crc32c.h"
 #include "copy/host_copy.h"
+#include "engine/copy_affinity.h"
 #include "engine/delta.h"
 
 namespace elastates {
@@ -102,16 +103,25 @@ Result<DeviceCopier*> DeviceCopiers::For(int device) {
   return copier.get();
 }
 
-Copy::Copy(int index, size_t num_blocks, CopyPriority* priority, Counters* counters, ChainClock* clock)
+Copy::Copy(int index, int num_threads, size_t num_blocks, CopyPriority* priority, Counters* counters,
+           ChainClock* clock)
     : Actor("copy-" + std::to_string(index)),
       out(this, "blocks", num_blocks),
+      index_(index),
+      num_threads_(num_threads),
       priority_(*priority),
       counters_(*counters),
       clock_(*clock) {}
 
-Status Copy::Act() {
-  if (!has_started_) priority_.AddCurrentThread();
+// On the lane's own thread, before its first copy.
+void Copy::Start() {
+  priority_.AddCurrentThread();
+  SpreadOverCores(index_, num_threads_);
   has_started_ = true;
+}
+
+Status Copy::Act() {
+  if (!has_started_) Start();
   const Chunk& chunk = in.Get();
   FilledBlock& block = out.Emit();
   block.task = chunk.task;

@@ -30,18 +30,22 @@ class DeviceCopiers {
 
 class Copy : public Actor {
  public:
-  Copy(int index, size_t num_blocks, CopyPriority* priority, Counters* counters, ChainClock* clock);
+  Copy(int index, int num_threads, size_t num_blocks, CopyPriority* priority, Counters* counters,
+       ChainClock* clock);
 
   In<Chunk> in{this, "chunks"};
   Out<FilledBlock> out;
 
  private:
+  void Start();
   Status Act() override;
   void Drain() override;
   Status Fill(const Chunk& chunk, FilledBlock* block);
   Status FillFromDevices(const Chunk& chunk, FilledBlock* block);
   Status Launch(const Chunk& chunk, const std::vector<std::vector<DevicePiece>>& pieces, FilledBlock* block);
 
+  const int index_;
+  const int num_threads_;
   CopyPriority& priority_;
   Counters& counters_;
   ChainClock& clock_;

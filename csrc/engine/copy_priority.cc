@@ -7,6 +7,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <utility>
 
 namespace elastates {
 namespace {
@@ -43,17 +44,22 @@ void CopyPriority::AddCurrentThread() {
 }
 
 void CopyPriority::OnWaiter(int delta) {
-  if (nice_ == 0) return;
   std::lock_guard<std::mutex> lock(mutex_);
-  const bool was_urgent = num_waiters_ > 0;
-  num_waiters_ += delta;
-  if ((num_waiters_ > 0) == was_urgent) return;
+  const bool was_urgent = IsUrgent();
+  num_waiters_.fetch_add(delta, std::memory_order_relaxed);
+  if (IsUrgent() == was_urgent) return;
   for (pid_t tid : tids_) ApplyLocked(tid);
+  if (IsUrgent() && on_urgent_) on_urgent_();
+}
+
+void CopyPriority::SetUrgentListener(std::function<void()> listener) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  on_urgent_ = std::move(listener);
 }
 
 // A refusal leaves the thread as it is: slower or faster than wished for, never wrong.
 void CopyPriority::ApplyLocked(pid_t tid) const {
-  const bool urgent = num_waiters_ > 0;
+  const bool urgent = IsUrgent();
   if (uses_nice_) {
     (void)setpriority(PRIO_PROCESS, static_cast<id_t>(tid), urgent ? 0 : nice_);
   } else {

@@ -1,6 +1,8 @@
-// CopyPriority: copy threads step aside for the trainer until somebody waits for them.
+// CopyPriority: copies take their time until somebody waits for them.
 //
-// While nobody waits, the threads run at nice value `nice`; from the first waiter to the last they run at 0.
+// While nobody waits, the copy threads run at nice value `nice` and Capture keeps to its pace (see
+// capture.h); from the first waiter to the last the threads run at 0 and Capture cuts as fast as there are
+// blocks.
 //
 // Lowering a nice value again needs CAP_SYS_NICE or RLIMIT_NICE >= 20, which most users have not, and a
 // thread that cannot come back would make the gate slow for ever. Found on Linux 6.18 as a user without
@@ -12,6 +14,8 @@
 
 #include <sys/types.h>
 
+#include <atomic>
+#include <functional>
 #include <mutex>
 #include <vector>
 
@@ -23,6 +27,9 @@ class CopyPriority {
 
   void AddCurrentThread();
   void OnWaiter(int delta);
+  bool IsUrgent() const { return num_waiters_.load(std::memory_order_relaxed) > 0; }
+  // Called, by the thread that waits, when copies become urgent. REQUIRES: it takes no lock of a waiter's.
+  void SetUrgentListener(std::function<void()> listener);
 
   // Whether this process may lower a nice value to 0.
   static bool CanLowerNice();
@@ -33,8 +40,9 @@ class CopyPriority {
   const int nice_;
   const bool uses_nice_;
   std::mutex mutex_;
-  std::vector<pid_t> tids_;  // guarded by mutex_
-  int num_waiters_ = 0;      // guarded by mutex_
+  std::vector<pid_t> tids_;          // guarded by mutex_
+  std::function<void()> on_urgent_;  // guarded by mutex_
+  std::atomic<int> num_waiters_{0};  // written under mutex_
 };
 
 }  // namespace elastates

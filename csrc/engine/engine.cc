@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -64,6 +65,7 @@ class Engine::Impl {
       trace::Count("free blocks", [this] { return arena_->free_blocks(); });
       capture_->Wake();
     });
+    priority_->SetUrgentListener([this] { capture_->Wake(); });
     graph_.Start();
   }
 
@@ -123,6 +125,7 @@ class Engine::Impl {
     graph_.Close();
     queue_->Close();
     arena_->SetFreedListener(nullptr);
+    priority_->SetUrgentListener(nullptr);
     Reap();
   }
 
@@ -141,8 +144,10 @@ class Engine::Impl {
     SinkOptions sink_options;
     sink_options.allow_direct = options.allow_direct;
 
-    capture_ =
-        &graph_.Add<Capture>(AddLane("ds-capture"), arena_.get(), kChunksPerCopyLane * num_copies, &clock_);
+    const size_t ahead_bytes = options.copy_ahead_bytes > 0 ? options.copy_ahead_bytes : SIZE_MAX;
+    capture_ = &graph_.Add<Capture>(AddLane("ds-capture"), arena_.get(), kChunksPerCopyLane * num_copies,
+                                    std::max<size_t>(ahead_bytes / options.block_bytes, 1), priority_.get(),
+                                    &clock_);
     Lane& write_lane = AddLane("ds-write");
     auto& write = graph_.Add<Write>(write_lane, queue_.get(), depth, sink_options, &counters_);
     auto& seal = graph_.Add<Seal>(write_lane);
@@ -150,8 +155,8 @@ class Engine::Impl {
     In<FilledBlock>* filled = NumDevices() > 0 ? AddChecksum(&write.in) : &write.in;
     for (size_t i = 0; i < num_copies; ++i) {
       Lane& lane = AddLane("ds-copy-" + std::to_string(i));
-      auto& copy = graph_.Add<Copy>(lane, static_cast<int>(i), arena_->num_blocks(), priority_.get(),
-                                    &counters_, &clock_);
+      auto& copy = graph_.Add<Copy>(lane, static_cast<int>(i), options.num_copy_threads, arena_->num_blocks(),
+                                    priority_.get(), &counters_, &clock_);
       graph_.Connect(capture_->out, copy.in);
       graph_.Connect(copy.out, *filled);
     }

@@ -28,7 +28,9 @@ struct EngineOptions {
   size_t block_bytes = size_t{8} << 20;  // multiple of 4096
   int num_copy_threads = 2;
   WriteBackend write_backend = WriteBackend::kAuto;
-  int write_depth = 4;       // writes in flight: writer threads, or io_uring entries
+  int write_depth = 4;  // writes in flight: writer threads, or io_uring entries
+  // How far copies run ahead of storage while nobody waits for them; 0: as far as the arena goes.
+  size_t copy_ahead_bytes = 0;
   int copy_nice = 0;         // nice value of copy threads while nobody waits for them (see copy_priority.h)
   bool pinned = false;       // page-lock the arena for CUDA
   bool allow_direct = true;  // O_DIRECT where the file system takes it

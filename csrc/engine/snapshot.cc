@@ -48,11 +48,34 @@ Status Snapshot::WaitGroupCopied(uint32_t group, double timeout_s) {
         StatusCode::kInvalidArgument,
         "group " + std::to_string(group) + " of a snapshot that has " + std::to_string(plan_.num_groups));
   }
-  return WaitForCopy(timeout_s, [this, group] { return groups_[group].copied; });
+  return WaitUrgently(timeout_s, [this, group] { return groups_[group].copied; });
 }
 
 Status Snapshot::WaitCopied(double timeout_s) {
-  return WaitForCopy(timeout_s, [this] { return groups_left_ == 0; });
+  return WaitUrgently(timeout_s, [this] { return groups_left_ == 0; });
+}
+
+Status Snapshot::WatchCopied(double timeout_s) {
+  return WaitUntil(timeout_s, [this] { return SourcesReleasedLocked(); });
+}
+
+void Snapshot::Hurry() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (is_hurried_ || SourcesReleasedLocked()) return;
+    is_hurried_ = true;
+  }
+  if (on_waiter_) on_waiter_(+1);
+}
+
+// The inverse of Hurry(), once there is nothing left to hurry for. Idempotent.
+void Snapshot::Relax() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!is_hurried_ || !SourcesReleasedLocked()) return;
+    is_hurried_ = false;
+  }
+  if (on_waiter_) on_waiter_(-1);
 }
 
 Status Snapshot::WaitWritten(double timeout_s) {
@@ -60,7 +83,7 @@ Status Snapshot::WaitWritten(double timeout_s) {
 }
 
 // A failed snapshot is waited for too, until nobody reads its sources any more.
-Status Snapshot::WaitForCopy(double timeout_s, const std::function<bool()>& reached) {
+Status Snapshot::WaitUrgently(double timeout_s, const std::function<bool()>& reached) {
   auto reached_or_released = [&] { return SourcesReleasedLocked() || (!job_.failed() && reached()); };
   {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -144,8 +167,11 @@ Status Snapshot::GroupBytesCopied(uint32_t group, uint64_t size_bytes) {
     Status status = plan_.check_unchanged(group);
     if (!status.ok()) return status;
   }
-  std::lock_guard<std::mutex> lock(mutex_);
-  MarkGroupCopiedLocked(&groups_[group]);
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    MarkGroupCopiedLocked(&groups_[group]);
+  }
+  Relax();
   return Status::Ok();
 }
 
@@ -156,10 +182,13 @@ void Snapshot::MarkGroupCopiedLocked(Group* group) {
 }
 
 void Snapshot::MarkFinished() {
-  std::lock_guard<std::mutex> lock(mutex_);
-  finished_ = true;
-  if (!job_.failed()) times_.written_s = NowS();
-  changed_.notify_all();
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    finished_ = true;
+    if (!job_.failed()) times_.written_s = NowS();
+    changed_.notify_all();
+  }
+  Relax();
 }
 
 }  // namespace elastates

@@ -37,8 +37,11 @@ class Snapshot {
   // When Ok: the group's (every group's) sources may be written to again; check_unchanged passed.
   // On a failure: no engine thread reads any source of this snapshot any more. kDeadlineExceeded leaves all
   // as it was.
+  // The engine hurries while somebody waits for copies, and for whoever has said that he will.
   Status WaitGroupCopied(uint32_t group, double timeout_s);
   Status WaitCopied(double timeout_s);
+  Status WatchCopied(double timeout_s);  // like WaitCopied(), without making it hurry
+  void Hurry();
   // When Ok: the file has its exact length, is fsynced and closed.
   // On a failure: the file, if there was one, is closed, and the last arena blocks are on their way back; the
   // caller unlinks it.
@@ -81,9 +84,10 @@ class Snapshot {
     uint64_t bytes_left = 0;
     bool copied = false;
   };
-  Status WaitForCopy(double timeout_s, const std::function<bool()>& reached);
+  Status WaitUrgently(double timeout_s, const std::function<bool()>& reached);
   Status WaitUntil(double timeout_s, const std::function<bool()>& reached);
   void CountGroups();
+  void Relax();
   bool SourcesReleasedLocked() const { return groups_left_ == 0 || (job_.failed() && active_copies_ == 0); }
   void MarkGroupCopiedLocked(Group* group);
 
@@ -100,6 +104,7 @@ class Snapshot {
   std::vector<Group> groups_;  // guarded by mutex_
   size_t groups_left_ = 0;     // guarded by mutex_
   size_t active_copies_ = 0;   // guarded by mutex_
+  bool is_hurried_ = false;    // guarded by mutex_
   bool finished_ = false;      // guarded by mutex_
   SnapshotTimes times_;        // guarded by mutex_
 };

@@ -4,6 +4,7 @@
 #include <future>
 #include <mutex>
 #include <stdexcept>
+#include <thread>
 
 #include "base/thread.h"
 #include "engine/copy_priority.h"
@@ -161,6 +162,28 @@ TEST(copy_threads_that_may_come_back_change_priority_and_files_stay_exact) {
     CHECK(snapshot->WaitWritten(kTimeoutS).ok());
     CheckFileAndCrcs(sample, dir.File(std::to_string(i)), *snapshot);
   }
+}
+
+// The sink of the first write is held, so nothing is written and no block comes back.
+TEST(copies_keep_to_their_pace_until_somebody_waits) {
+  TempDir dir;
+  EngineOptions options = SmallEngine(8);
+  options.copy_ahead_bytes = 3 * 4096;
+  auto engine = MakeEngine(options);
+  Sample sample = MakeSample(dir.File("data"), 100, {6 * 4096}, 4096);
+  Fault held;
+  held.op = "open";
+  held.hold = true;
+  SetFault(held);
+  auto snapshot = engine->Submit(sample.plan);
+  while (engine->free_bytes() > 5 * 4096) std::this_thread::yield();
+  CHECK(snapshot->WatchCopied(0.05).code() == StatusCode::kDeadlineExceeded);
+  CHECK_EQ(engine->free_bytes(), size_t{5 * 4096});  // three blocks are out and stay out: that is its pace
+  snapshot->Hurry();
+  CHECK(snapshot->WatchCopied(kTimeoutS).ok());
+  ClearFault();
+  CHECK(snapshot->WaitWritten(kTimeoutS).ok());
+  CheckFileAndCrcs(sample, dir.File("data"), *snapshot);
 }
 
 }  // namespace
