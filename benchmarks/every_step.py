@@ -2,7 +2,8 @@
 
 The step is made short on purpose: writing the state at the disk's ceiling takes at least half of it. All steps with
 checkpoints come in a row, between two halves of those without, so that a drift of the machine hits both; they end when
-the last checkpoint is durable, and that wait counts. Measured with an arena of twice a checkpoint and of half of one. Speed is reported, never asserted; a checkpoint that is not published is an error.
+the last checkpoint is durable, and that wait counts. Measured with an arena of twice a checkpoint and of half of one.
+Speed is reported, never asserted; a checkpoint that is not published is an error.
 """
 
 from __future__ import annotations
