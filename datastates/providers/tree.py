@@ -52,6 +52,8 @@ def replace_content(value: Any, stored: Any) -> Any:
             return stored
         value[...] = stored
         return value
+    if isinstance(value, torch.Tensor) and _is_local_part(value, stored):
+        return value
     if isinstance(value, torch.Tensor) and same_form(value, stored):
         return value.copy_(stored)
     if isinstance(value, enum.Enum) and not isinstance(stored, enum.Enum):
@@ -62,3 +64,13 @@ def replace_content(value: Any, stored: Any) -> Any:
 def _replaced(value: Sequence[Any], stored: Sequence[Any]) -> list[Any]:
     kept = [replace_content(a, b) for a, b in zip(value, stored, strict=False)]
     return [*kept, *stored[len(kept) :]]
+
+
+def _is_local_part(value: torch.Tensor, stored: Any) -> bool:
+    """Whether ``stored`` is the local part of the ``DTensor`` ``value``: then it has been loaded in place."""
+    part = getattr(value, "_local_tensor", None)
+    return isinstance(part, torch.Tensor) and isinstance(stored, torch.Tensor) and _is_same(part, stored)
+
+
+def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return (a.data_ptr(), a.shape, a.dtype) == (b.data_ptr(), b.shape, b.dtype)

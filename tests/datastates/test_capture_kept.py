@@ -286,3 +286,17 @@ def test_a_failed_checkpoint_keeps_no_state_though_its_error_is_kept(
         assert "published already" in str(error)
         assert "published already" in caplog.text
         assert alive(cloning.handed_out) == 0
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_distributed_tensor_in_a_dict_is_restored_in_place(tmp_path: Path) -> None:
+    mesh = init_device_mesh("cpu", (1,))
+    values = torch.arange(6.0).reshape(3, 2)
+    state = {"extra": {"w": distribute_tensor(values.clone(), mesh, [Shard(0)]), "n": 1}}
+    live = state["extra"]["w"]
+    with Checkpointer(tmp_path) as checkpoints:
+        checkpoints.checkpoint(0, state).durable.result(60)
+        live.to_local().zero_()
+        checkpoints.restore(state)
+    assert state["extra"]["w"] is live
+    assert torch.equal(live.to_local(), values)
