@@ -25,6 +25,8 @@ import _elastates
 _STEP = re.compile(r"step-(\d{8,})")
 _LEFTOVER = re.compile(r"\.(tmp|old)-step-\d{8,}-[0-9a-f]{8}|\.nonce-[0-9a-f]{32}")
 
+_ASIDE = re.compile(r"damaged-step-\d{8,}-[0-9a-f]{8}")
+
 
 def step_name(step: int) -> str:
     """Name of a published checkpoint."""
@@ -73,6 +75,26 @@ class CheckpointDirectory:
     def of_step(self, step: int) -> Path:
         return self.path / step_name(step)
 
+    def leftovers(self) -> list[Path]:
+        """Attempts and directories on their way out: a live writer's, if there is one, else a dead one's."""
+        return sorted(entry for entry in self.path.iterdir() if _LEFTOVER.fullmatch(entry.name))
+
+    def set_aside(self) -> list[Path]:
+        """Checkpoints that were found damaged and kept under another name."""
+        return sorted(entry for entry in self.path.iterdir() if _ASIDE.fullmatch(entry.name))
+
+    def holder(self) -> str | None:
+        """Who writes here, as far as this machine can tell without disturbing it; ``None``: nobody."""
+        try:
+            stat = os.stat(self.path / ".lock")
+            locks = Path("/proc/locks").read_text()
+        except FileNotFoundError:
+            return None
+        place = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
+        if not any("FLOCK" in line and place in line.split() for line in locks.splitlines()):
+            return None
+        return (self.path / ".lock").read_text().strip() or "an unknown process"
+
     # ---- writing: rank 0 ----
 
     def lock(self) -> None:
@@ -102,7 +124,7 @@ class CheckpointDirectory:
         self._lock_fd = fd
 
     def _clear_leftovers(self) -> None:
-        leftovers = [entry for entry in self.path.iterdir() if _LEFTOVER.fullmatch(entry.name)]
+        leftovers = self.leftovers()
         if leftovers:  # what their writer did last may not be durable yet, and must not be undone after this
             storage_ops.sync_directory(self.path)
         for entry in leftovers:
@@ -156,6 +178,13 @@ class CheckpointDirectory:
         with contextlib.suppress(OSError):
             storage_ops.sync_directory(self.path)
             storage_ops.remove_tree(attempt)
+
+    def put_aside(self, step: int) -> Path:
+        """Take a damaged checkpoint out of the published ones, and keep it; returns its new path."""
+        aside = self.path / f"damaged-{step_name(step)}-{secrets.token_hex(4)}"
+        storage_ops.rename(self.of_step(step), aside)
+        storage_ops.sync_directory(self.path)
+        return aside
 
     def remove(self, steps: Sequence[int]) -> None:
         """Remove published steps; a reader sees each of them whole or not at all."""
