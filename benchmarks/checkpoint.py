@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # after installed packages: ours may be one of them
 
-from benchmarks import ceilings, machine, protocol, ratios, tiny_tensors
+from benchmarks import ceilings, machine, protocol, ratios, reading, tiny_tensors
 from benchmarks.contenders import DCP_NAMES, NAMES, OURS, create
 from benchmarks.contenders.base import IO_THREADS
 from benchmarks.files import write_json
@@ -38,6 +38,7 @@ class Run:
         self.order = random.Random(options.seed)
         self.samples: dict[str, list[protocol.Sample]] = {name: [] for name in options.contenders}
         self.tiny: dict[str, list[tiny_tensors.TinySample]] = {}
+        self.reading: reading.Reading | None = None
         self.ceilings: list[ceilings.Ceiling] = []
         self.settings: dict[str, dict[str, Any]] = {}
         self.excluded: dict[str, dict[str, Any]] = {}
@@ -68,6 +69,16 @@ class Run:
                     f"tiny    {name:20s} first save {sample.first_save_s:6.2f}  save {sample.save_s:6.2f}  "
                     f"load {sample.load_s:6.2f} s"
                 )
+
+    def measure_reading(self) -> None:
+        """Ours and DCP: resharding, and one tensor of many."""
+        self.reading = reading.measure(
+            self.root / "reading",
+            size_bytes=self.options.reshard_mb * MB,
+            many_count=self.options.many_count,
+            repeats=self.options.reading_repeats,
+            seed=self.options.seed,
+        )
 
     def _measure_ceilings(self, repeat: int, size_bytes: int) -> None:
         ceiling = ceilings.measure(self.root, size_bytes, self.options.copy_threads)
@@ -113,11 +124,13 @@ class Run:
             dcp={name: usable[name] for name in DCP_NAMES if name in usable},
             ceilings=self.ceilings,
             tiny=self.tiny,
+            reading=self.reading,
         )
 
     def ours_is_correct(self) -> bool:
         """Whether ours gave back every bit, every time; also where it was not asked."""
-        return all(sample.correct for sample in (*self.samples.get(OURS, ()), *self.tiny.get(OURS, ())))
+        read = (*self.reading.reshard, *self.reading.one_of_many) if self.reading else ()
+        return all(sample.correct for sample in (*self.samples.get(OURS, ()), *self.tiny.get(OURS, ()), *read))
 
 
 def report(run: Run, workload: Workload) -> dict[str, Any]:
@@ -132,6 +145,7 @@ def report(run: Run, workload: Workload) -> dict[str, Any]:
         "ceiling": ratios.ceiling_summary(run.ceilings),
         "ratios": run.ratios_report(),
         "ratio_definitions": ratios.DEFINITIONS,
+        **(ratios.reading_summary(run.reading) if run.reading else {}),
         "tiny_tensors": {
             "count": options.tiny_count,
             "bytes_each": tiny_tensors.TINY_BYTES,
@@ -167,6 +181,9 @@ def print_summary(document: dict[str, Any]) -> None:
         f"ceiling: write {limits['write_mb_s']:.0f} MB/s, read {limits['read_mb_s']:.0f} MB/s, "
         f"memcpy {limits['memcpy_gb_s']:.1f} GB/s; arena {document['arena_mb']} MB"
     )
+    for name in ("reshard_4_to_2_mb_s", "one_tensor_of_many_ms"):
+        if name in document:
+            print(f"{name}: ours {document[name]['ours']:.1f}, dcp {document[name]['dcp']:.1f}")
     for name, value in document["ratios"].items():
         print(f"{name:20s} {'-' if value is None else format(value, '.3f'):>8s}   {ratios.DEFINITIONS[name]}")
 
@@ -190,6 +207,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-tiny", type=int, default=2000, help="1 KB parameters in the model (%(default)s)")
     parser.add_argument("--tiny-count", type=int, default=50_000, help="4 KB tensors of the second part (%(default)s)")
     parser.add_argument("--tiny-repeats", type=int, default=3, help="of the second part; 0: leave it out (%(default)s)")
+    parser.add_argument("--reshard-mb", type=int, default=512, help="that 4 ranks save and 2 load (%(default)s)")
+    parser.add_argument("--many-count", type=int, default=5000, help="64 KB tensors to read one of (%(default)s)")
+    parser.add_argument("--reading-repeats", type=int, default=5, help="of those two; 0: leave them out (%(default)s)")
     options = parser.parse_args(arguments)
     if unknown := set(options.contenders) - set(NAMES):
         parser.error(f"unknown contenders {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
@@ -208,6 +228,8 @@ def main() -> int:
         run.measure_all(workload)
         if options.tiny_repeats:
             run.measure_tiny()
+        if options.reading_repeats:
+            run.measure_reading()
         document = report(run, workload)
     write_json(options.json, document)
     print_summary(document)

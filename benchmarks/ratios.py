@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.ceilings import Ceiling
 from benchmarks.machine import MB
 from benchmarks.protocol import Sample
+from benchmarks.reading import Reading, ReadingSample
 from benchmarks.tiny_tensors import TinySample
 
 DEFINITIONS = {
@@ -22,6 +23,8 @@ DEFINITIONS = {
     "durable_vs_best_peer": "our durable MB/s / that of the correct peer with the highest median",
     "restore_vs_ceiling": "our cold restore MB/s / plain cold O_DIRECT read MB/s",
     "restore_vs_dcp": "our cold restore MB/s / the best of torch.distributed.checkpoint's in that repeat",
+    "reshard_vs_dcp": "our MB/s / DCP's: what 4 ranks saved by rows loaded by 2 ranks by columns, cold",
+    "one_tensor_vs_dcp": "our ms / DCP's to open a checkpoint of many tensors and read one, cold; less is better",
     "tiny_tensors_vs_dcp": "min over save (after a first one) and load of dcp_sync seconds / our seconds, many 4 KB",
 }
 
@@ -86,6 +89,7 @@ def compute(
     dcp: Samples,
     ceilings: Sequence[Ceiling],
     tiny: Mapping[str, Sequence[TinySample]],
+    reading: Reading | None = None,
 ) -> dict[str, float | None]:
     """All ratios; one that lacks a side is None."""
     correct_peers = {name: samples for name, samples in peers.items() if samples and is_correct(samples)}
@@ -100,8 +104,34 @@ def compute(
             _each(ours, restore_mb_s),
             [max(speeds) for speeds in zip(*(_each(s, restore_mb_s) for s in dcp.values() if s), strict=False)],
         ),
+        "reshard_vs_dcp": paired(_dcp_s(reading, "reshard"), _ours_s(reading, "reshard")),
+        "one_tensor_vs_dcp": paired(_ours_s(reading, "one_of_many"), _dcp_s(reading, "one_of_many")),
         "tiny_tensors_vs_dcp": tiny_ratio(tiny.get("ours", ()), tiny.get("dcp_sync", ())),
     }
+
+
+def reading_summary(reading: Reading) -> dict[str, Any]:
+    """Medians of both libraries, and every raw sample."""
+
+    def medians(samples: Sequence[ReadingSample], figure: Callable[[float], float]) -> dict[str, float]:
+        return {
+            "ours": statistics.median(figure(sample.ours_s) for sample in samples),
+            "dcp": statistics.median(figure(sample.dcp_s) for sample in samples),
+        }
+
+    return {
+        "reshard_4_to_2_mb_s": medians(reading.reshard, lambda s: reading.reshard_bytes / s / MB),
+        "one_tensor_of_many_ms": medians(reading.one_of_many, lambda s: s * 1e3),
+        "reading": asdict(reading),
+    }
+
+
+def _ours_s(reading: Reading | None, what: str) -> list[float]:
+    return [sample.ours_s for sample in getattr(reading, what, ())]
+
+
+def _dcp_s(reading: Reading | None, what: str) -> list[float]:
+    return [sample.dcp_s for sample in getattr(reading, what, ())]
 
 
 def best_of(samples: Samples, figure: Callable[[Sample], float]) -> Sequence[Sample]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import ceilings, checkpoint, memory, protocol, ratios, tiny_tensors
+from benchmarks import ceilings, checkpoint, memory, protocol, ratios, reading, tiny_tensors
 from benchmarks.contenders.base import Contender, Pending
 from benchmarks.contenders.peer import SyncedAfterwards
 from benchmarks.contenders.torch_save import TorchSave
@@ -108,6 +108,23 @@ def test_tiny_ratio_is_the_worse_of_save_and_load() -> None:
     assert ratios.tiny_ratio(ours, dcp) == pytest.approx(20.0)
 
 
+def test_reading_ratios_divide_pairwise_and_the_right_way_round() -> None:
+    def samples(*pairs: tuple[float, float]) -> list[reading.ReadingSample]:
+        return [reading.ReadingSample(ours_s=ours, dcp_s=dcp, correct=True) for ours, dcp in pairs]
+
+    read = reading.Reading(
+        reshard=samples((1.0, 2.0), (0.5, 3.0), (2.0, 8.0)),
+        reshard_bytes=10**9,
+        one_of_many=samples((0.01, 0.1), (0.02, 0.1), (0.03, 0.1)),
+        many_count=7,
+    )
+    found = ratios.compute(ours=[], peers={}, dcp={}, ceilings=[], tiny={}, reading=read)
+    assert (found["reshard_vs_dcp"], found["one_tensor_vs_dcp"]) == (pytest.approx(4.0), pytest.approx(0.2))
+    summary = ratios.reading_summary(read)
+    assert summary["reshard_4_to_2_mb_s"] == {"ours": pytest.approx(1000), "dcp": pytest.approx(1000 / 3)}
+    assert summary["one_tensor_of_many_ms"] == {"ours": pytest.approx(20), "dcp": pytest.approx(100)}
+
+
 def test_overhead_counts_the_drain() -> None:
     blocks = [
         Block(with_checkpoints=True, steps_s=[1.0, 1.0], drain_s=0.5),
@@ -146,6 +163,7 @@ def test_a_wrong_checkpoint_of_ours_fails_the_run(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(checkpoint, "create", create_torn)
     arguments = ["--contenders", "ours", "--size-mb", "1", "--num-tiny", "5", "--step-s", "0", "--tiny-repeats", "0"]
+    arguments += ["--reading-repeats", "0"]
     report = tmp_path / "report.json"
     monkeypatch.setattr(
         sys, "argv", ["checkpoint.py", *arguments, "--repeats", "1", "--json", str(report), "--dir", str(tmp_path)]
@@ -207,6 +225,7 @@ def test_checkpoint_script(tmp_path: Path) -> None:
         "checkpoint.py",
         *("--contenders", "torch_save,dcp_sync,ours", "--size-mb", "16", "--repeats", "2", "--num-tiny", "20"),
         *("--step-s", "0.02", "--tiny-count", "100", "--tiny-repeats", "1", "--dir", str(tmp_path)),
+        *("--reshard-mb", "40", "--many-count", "20", "--reading-repeats", "1"),
         directory=tmp_path,
     )
     for name in ("torch_save", "dcp_sync", "ours"):
@@ -216,6 +235,8 @@ def test_checkpoint_script(tmp_path: Path) -> None:
     assert set(report["ceiling"]) >= {"write_mb_s", "read_mb_s", "memcpy_gb_s"}
     assert set(report["ratios"]) == set(ratios.DEFINITIONS)
     assert all(value is not None for value in report["ratios"].values())
+    for figure in ("reshard_4_to_2_mb_s", "one_tensor_of_many_ms"):
+        assert min(report[figure][library] for library in ("ours", "dcp")) > 0
     assert report["arena_mb"] > 0
     assert report["size_mb"] == pytest.approx(16, rel=0.05)
 
