@@ -40,7 +40,7 @@ from datastates.providers import (
 from datastates.reader import CheckpointReader, Damage, open_checkpoint
 from datastates.tiers.config import Tier
 from datastates.typed_json import pickled
-from datastates.zarr import zarr_store
+from datastates.zarr import archive, open_archive, restore_archive, unarchive, zarr_store
 
 __all__ = [
     "ArenaExhaustedError",
@@ -66,14 +66,18 @@ __all__ = [
     "StateProvider",
     "StorageFullError",
     "Tier",
+    "archive",
     "dali_iterator",
     "dali_pipeline",
     "dcp_reader",
     "dcp_writer",
+    "open_archive",
     "open_checkpoint",
     "per_rank",
     "pickled",
     "register_provider",
+    "restore_archive",
     "rng_state",
+    "unarchive",
     "zarr_store",
 ]

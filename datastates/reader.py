@@ -146,9 +146,16 @@ class CheckpointReader:
 
     def encoded_python(self, rank: int = 0) -> dict[str, Any]:
         """The Python state of a rank as it is stored: typed JSON, see ``docs/format.md``."""
+        return json.loads(self.objects_text(rank))
+
+    def objects_text(self, rank: int = 0) -> bytes:
+        """The bytes of that JSON, verified."""
         if not 0 <= rank < len(self.manifest.objects):
             raise ValueError(f"{self.path} was saved by {self.manifest.num_ranks} ranks, there is no rank {rank}")
-        return json.loads(read_objects(self.path, self.manifest.objects[rank]))
+        return self._read_objects(rank)
+
+    def _read_objects(self, rank: int) -> bytes:
+        return read_objects(self.path, self.manifest.objects[rank])
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
         """Read everything there is and compare it with the checksums.

@@ -125,7 +125,7 @@ def _load_step(
 def _apply_on_all(vote: Vote, saved: SavedCheckpoint, state: Mapping[str, Any], only: Sequence[str] | None) -> None:
     """Take Python values back on all ranks; what is refused now is too late to be only the caller's error."""
     try:
-        vote.all_agree(lambda: _apply_python(saved, state, only))
+        vote.all_agree(lambda: apply_python(saved, state, only))
     except Exception as error:
         raise RestoreError(
             f"{saved.path}: the tensors were restored, but not all Python values, so the state must not be trained "
@@ -134,7 +134,7 @@ def _apply_on_all(vote: Vote, saved: SavedCheckpoint, state: Mapping[str, Any], 
 
 
 @without_gc()
-def _apply_python(saved: SavedCheckpoint, state: Mapping[str, Any], only: Sequence[str] | None) -> None:
+def apply_python(saved: SavedCheckpoint, state: Mapping[str, Any], only: Sequence[str] | None) -> None:
     """Take Python values back; immutable ones are put into their container."""
     context = make_context(state, saved.saved_rank)
     found = [(provider_for(value, name), name, value, into, key) for name, value, into, key in leaves(state)]

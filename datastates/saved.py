@@ -49,7 +49,10 @@ class SavedCheckpoint:
         self._loaded: dict[str, torch.Tensor] = {}
         if manifest.objects:
             with without_gc():
-                self._python = json.loads(read_objects(path, manifest.objects[self.saved_rank]))
+                self._python = json.loads(self._objects_text())
+
+    def _objects_text(self) -> bytes:
+        return read_objects(self.path, self.manifest.objects[self.saved_rank])
 
     def stored_name(self, name: str) -> str:
         """Where this rank's value of ``name`` is: its own, the common one, or the one it is tied to."""

@@ -1,0 +1,170 @@
+"""Back from an archive: into a live state, or as a checkpoint like any other."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from datastates import manifest, storage_ops
+from datastates.agreement import SavePlan, make_save_plan
+from datastates.config import CheckpointerConfig
+from datastates.data_file import StoredPiece
+from datastates.directory import CheckpointDirectory, data_file_name, objects_file_name
+from datastates.dtypes import dtype_of
+from datastates.errors import DamagedCheckpointError, RestoreError
+from datastates.plan import Held
+from datastates.restore import apply_python
+from datastates.saved import SavedCheckpoint, match
+from datastates.zarr.archive_reader import ArchiveReader
+from datastates.zarr.threads import run_in_threads
+from oneflow_sbp import Box
+
+import _elastates
+
+
+class SavedArchive(SavedCheckpoint):
+    """An archive as the providers of one rank see it."""
+
+    def __init__(
+        self, reader: ArchiveReader, rank: int, allow_pickle: bool, only: Sequence[str] | None, strict: bool
+    ) -> None:
+        self._reader = reader
+        super().__init__(reader.path, reader.manifest, rank, allow_pickle, only, strict)
+
+    def _objects_text(self) -> bytes:
+        return self._reader.objects_text(self.saved_rank)
+
+
+def restore_archive(
+    reader: ArchiveReader, state: Mapping[str, Any], *, strict: bool, only: Sequence[str] | None, allow_pickle: bool
+) -> int:
+    """See :func:`datastates.restore_archive`."""
+    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    saved = SavedArchive(reader, rank, allow_pickle, only, strict)
+    try:
+        targets = match(saved, state, strict, only)
+        reader.load(targets)
+    except DamagedCheckpointError as error:
+        saved.roll_back()
+        raise RestoreError(f"the live state may be half overwritten and must not be trained: {error}") from error
+    except BaseException:
+        saved.roll_back()
+        raise
+    try:
+        apply_python(saved, state, only)
+    except Exception as error:
+        raise RestoreError(
+            f"{reader.path}: the tensors were restored, but not all Python values, so the state must not be trained "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return reader.manifest.step + 1
+
+
+def unarchive(reader: ArchiveReader, directory: Path, *, threads: int) -> Path:
+    """See :func:`datastates.unarchive`."""
+    step = reader.manifest.step
+    storage_ops.make_directories(directory)
+    checkpoints = CheckpointDirectory(directory)
+    if checkpoints.of_step(step).exists():
+        raise FileExistsError(f"{checkpoints.of_step(step)} exists and is not overwritten; use another directory")
+    checkpoints.lock()
+    try:
+        attempt = checkpoints.begin(step)
+        try:
+            content = _write_files(reader, attempt, threads)
+            storage_ops.write_synced(attempt / manifest.FILE_NAME, manifest.dump(content))
+            return checkpoints.publish(attempt, step)
+        except BaseException:
+            if attempt.exists():
+                storage_ops.remove_tree(attempt)
+            raise
+    finally:
+        checkpoints.unlock()
+
+
+def _write_files(reader: ArchiveReader, attempt: Path, threads: int) -> manifest.Manifest:
+    """One data file, and the Python state of every rank that saved; returns their manifest."""
+    plan = _plan(reader.manifest)
+    path = attempt / data_file_name(0)
+    _write_data(reader, plan, path, threads)
+    objects = []
+    for rank in range(reader.manifest.num_ranks):
+        text = reader.objects_text(rank)
+        storage_ops.write_synced(attempt / objects_file_name(rank), text)
+        objects.append(manifest.ObjectsFile(objects_file_name(rank), len(text), _elastates.crc32c(text)))
+    return manifest.Manifest(
+        step=reader.manifest.step,
+        num_ranks=reader.manifest.num_ranks,
+        tensors=plan.tensors,
+        files=(_describe(plan, path),),
+        objects=tuple(objects),
+        aliases=reader.manifest.aliases,
+        metadata=reader.manifest.metadata,
+        created_unix_s=reader.manifest.created_unix_s,
+    )
+
+
+def _plan(archived: manifest.Manifest) -> SavePlan:
+    held = [
+        Held(name, info.dtype, dtype_of(info.dtype).itemsize, info.shape, Box.whole(info.shape), 0)
+        for name, info in archived.tensors.items()
+    ]
+    return make_save_plan([held], archived.aliases, [frozenset()], CheckpointerConfig().chunk_bytes)
+
+
+def _write_data(reader: ArchiveReader, plan: SavePlan, path: Path, threads: int) -> None:
+    file = plan.files[0]
+    storage_ops.write_synced(path, file.header)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.ftruncate(fd, file.size_bytes)
+        for _ in run_in_threads(_parts(reader, file.stored, fd), threads):
+            pass
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _parts(reader: ArchiveReader, stored: Sequence[StoredPiece], fd: int) -> Iterator[Callable[[], None]]:
+    """One job for every file of the archive."""
+    for piece in stored:
+        for index in reader.array(piece.piece.name).layout.files.indices():
+            yield functools.partial(_copy_part, reader, piece, index, fd)
+
+
+def _copy_part(reader: ArchiveReader, stored: StoredPiece, index: tuple[int, ...], fd: int) -> None:
+    name = stored.piece.name
+    layout = reader.array(name).layout
+    box = layout.files.inner(index)
+    run = box.flat_range_in(stored.piece.box)
+    if run is None:
+        raise DamagedCheckpointError(f"{reader.path}: file {index} of {name} is no run of elements")
+    raw = reader.read_file(name, index).reshape(-1).view(torch.uint8).numpy().data
+    at = stored.begin + run[0] * layout.itemsize_bytes
+    while raw:
+        written = os.pwrite(fd, raw, at)
+        raw, at = raw[written:], at + written
+
+
+def _describe(plan: SavePlan, path: Path) -> manifest.DataFile:
+    """The data file with the checksums of its extents: of what it now holds."""
+    file = plan.files[0]
+    content = np.memmap(path, dtype=np.uint8, mode="r", shape=(file.size_bytes,))
+    bounds = [len(file.header), *file.extent_ends.tolist()]
+    crcs = [_elastates.crc32c(content[a:b]) for a, b in itertools.pairwise(bounds)]
+    return manifest.DataFile(
+        name=path.name,
+        size_bytes=file.size_bytes,
+        header_bytes=len(file.header),
+        header_crc32c=_elastates.crc32c(file.header),
+        extent_ends=file.extent_ends,
+        extent_crc32c=np.array(crcs, dtype=np.uint32),
+    )
