@@ -15,9 +15,10 @@ from datastates import Checkpointer, DamagedCheckpointError, ReplicationError, T
 from datastates.manifest import FILE_NAME
 from datastates.tiers import replicator
 from datastates.tiers.pace import Pace
+from datastates.tiers.plan import Piece
 from datastates.tiers.retention import leaving
 from datastates.tiers.shelf import Shelf
-from datastates.tiers.stores import open_store
+from datastates.tiers.stores import Source, open_store
 from datastates.tiers.stores.base import complete_steps
 from datastates.tiers.upload import JOURNAL, Journal, upload
 
@@ -120,6 +121,36 @@ def test_an_interrupted_upload_is_invisible_and_then_swept(tier: Tier, open_run:
     save(checkpoints, 1)
     checkpoints.close()
     assert list(contents(tier)) == ["step-00000001"]
+
+
+def test_an_interrupted_upload_goes_on(
+    tier: Tier, open_run: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first job gets two of four pieces across; the next one sends the others, unless files travel whole."""
+    tier, num_read, read = copy(tier, part_mb=5.3, threads=1), 0, Source.read
+
+    def read_twice(source: Source, piece: Piece) -> bytes:
+        nonlocal num_read
+        num_read += piece.size_bytes > 1 << 20
+        if num_read > 2:
+            raise PermissionError("the disk is gone")
+        return read(source, piece)
+
+    with open_run(tier) as checkpoints, monkeypatch.context() as broken:
+        broken.setattr(Source, "read", read_twice)
+        taken = checkpoints.checkpoint(7, filled(7, 2100))
+        with pytest.raises(ReplicationError, match="PermissionError: the disk is gone"):
+            taken.replicated.result(60)
+    with open_run(tier) as checkpoints:
+        assert checkpoints.steps() == [7]  # here; nobody sees half of it there
+        assert checkpoints.restore(filled(0, 2100)) == 8
+    sizes = [file.stat().st_size for file in (tmp_path / "run" / "step-00000007").iterdir() if file.name != FILE_NAME]
+    not_sent_again = sum(sizes) - checkpoints.stats().bytes_replicated_total
+    assert complete_steps(open_store(tier).listing()) == [7]
+    if tier.url.startswith("memory"):
+        assert not_sent_again == 0
+    else:
+        assert 10_600_000 <= not_sent_again <= 17_000_000
 
 
 def test_another_uploads_leftovers_of_the_same_step_do_not_mix_with_ours(tier: Tier, open_run: Open) -> None:

@@ -1,9 +1,8 @@
-"""Threads for a while: order, errors, sharing, and an exit that does not wait for them."""
+"""Threads for a while: order, errors, sharing."""
 
 import threading
 
 import pytest
-from launching import Launcher
 
 from datastates.tiers.workers import Workers
 
@@ -38,11 +37,3 @@ def test_the_first_error_is_raised_and_nothing_begins_after_it() -> None:
 def test_several_threads_share_them() -> None:
     with Workers(2, "outer") as outer, Workers(2, "inner") as inner:
         assert outer.map(lambda n: sum(inner.map(lambda k: k * n, range(10))), range(4)) == [0, 45, 90, 135]
-
-
-def test_the_interpreter_ends_without_them(launch: Launcher) -> None:
-    code = "import threading; from datastates.tiers.workers import Workers\n"
-    code += "w = Workers(1, 'w'); w.__enter__(); began = threading.Event()\n"
-    code += "hang = lambda _: (began.set(), threading.Event().wait())\n"
-    code += "threading.Thread(target=w.map, args=(hang, [1]), daemon=True).start(); began.wait(); print('out')"
-    launch.python("-c", code).wait(timeout_s=60)
