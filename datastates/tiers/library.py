@@ -20,6 +20,7 @@ from datastates.tiers.plan import plan_files
 from datastates.tiers.shelf import expected, missing, read_where
 from datastates.tiers.stores import Store, open_store
 from datastates.tiers.stores.base import complete_steps
+from datastates.tiers.stores.directory import local_path
 
 logger = logging.getLogger("datastates")
 
@@ -39,6 +40,10 @@ class Library:
     """Looks up and fetches; keeps nothing in mind. Used by the training thread."""
 
     def __init__(self, directory: CheckpointDirectory, tiers: Sequence[Tier]) -> None:
+        for tier in tiers:
+            path = local_path(tier.url)
+            if path is not None and path.resolve() == directory.path.resolve():
+                raise ValueError(f"replicate_to names {path}, where the checkpoints are already; choose another place")
         self._directory = directory
         self._tiers = tiers
         self._stores: dict[int, Store] = {}

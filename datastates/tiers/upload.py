@@ -22,10 +22,10 @@ from typing import Any
 
 from datastates import manifest
 from datastates.directory import step_name
-from datastates.errors import ReplicationError
+from datastates.errors import DamagedCheckpointError, ReplicationError
 from datastates.tiers.pace import Pace
 from datastates.tiers.plan import FilePlan, plan_files
-from datastates.tiers.shelf import WHERE, Shelf, Stored, Where, dump, expected, missing, shared_object
+from datastates.tiers.shelf import WHERE, Shelf, Stored, Where, dump, expected, missing, read_where, shared_object
 from datastates.tiers.stores import Source, Store
 from datastates.tiers.stores.base import Listing, complete_steps
 from datastates.tiers.workers import Workers
@@ -81,9 +81,10 @@ def upload(
     name = step_name(step)
     there = pace.retried(store.listing, f"listing {store.url}")
     if manifest.FILE_NAME in there.get(name, {}):
-        if pace.retried(lambda: store.get(f"{name}/{manifest.FILE_NAME}"), f"reading {name}") == raw:
+        is_same = pace.retried(lambda: store.get(f"{name}/{manifest.FILE_NAME}"), f"reading {name}") == raw
+        if is_same and pace.retried(lambda: _has_all(store, name, files), f"listing {store.url}"):
             return Uploaded(store.step_url(name), size_bytes, 0)
-        _make_way(store, name, pace, replaces_damaged)
+        _make_way(store, name, pace, replaces_damaged or is_same)
         there.pop(name)
     journal = Journal.resume(store, store.staging(name), raw, there, pace)
     where, linked = _share(store, files, journal, there, shelf)
@@ -190,6 +191,15 @@ def _send(
             return sent
 
         return sum(pool.map(send, files))
+
+
+def _has_all(store: Store, name: str, files: Collection[FilePlan]) -> bool:
+    """Whether the files of a checkpoint that has a manifest are there, too."""
+    try:
+        where = read_where(store, name, files, store.get)
+    except DamagedCheckpointError:
+        return False
+    return not missing(store, expected(store, name, files, where))
 
 
 def _make_way(store: Store, name: str, pace: Pace, replaces_damaged: bool) -> None:

