@@ -126,7 +126,7 @@ def test_an_interrupted_upload_is_invisible_and_then_swept(tier: Tier, open_run:
 def test_an_interrupted_upload_goes_on(
     tier: Tier, open_run: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first job gets two of four pieces across; the next one sends the others, unless files travel whole."""
+    """The first job gets two of three pieces across; the next one sends the third, unless files travel whole."""
     tier, num_read, read = copy(tier, part_mb=5.3, threads=1), 0, Source.read
 
     def read_twice(source: Source, piece: Piece) -> bytes:
@@ -136,7 +136,7 @@ def test_an_interrupted_upload_goes_on(
             raise PermissionError("the disk is gone")
         return read(source, piece)
 
-    with open_run(tier) as checkpoints, monkeypatch.context() as broken:
+    with open_run(tier, chunk_bytes=1 << 20) as checkpoints, monkeypatch.context() as broken:
         broken.setattr(Source, "read", read_twice)
         taken = checkpoints.checkpoint(7, filled(7, 2100))
         with pytest.raises(ReplicationError, match="PermissionError: the disk is gone"):

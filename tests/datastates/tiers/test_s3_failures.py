@@ -19,7 +19,7 @@ from datastates import Checkpointer, ReplicationError, Tier
 MakeProxy = Callable[[S3Server], S3Proxy]
 Open = Callable[..., Checkpointer]
 WIDTH = 2100
-"""17.6 MB: three full parts of at least 5.3 MB, and at most one that is not."""
+"""17.6 MB: two parts of 8.4 MB, for extents are not cut, and a small one."""
 JOB = Path(__file__).with_name("uploading_job.py")
 
 
