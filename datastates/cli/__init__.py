@@ -66,7 +66,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from datastates.cli import diff, export, importing, ls, prune, repair, show, verify
+    from datastates.cli import archive, diff, export, importing, ls, prune, repair, show, verify
 
     about, _, statuses = (__doc__ or "").partition("Exit status:")
     parser = _Parser(
@@ -76,6 +76,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (ls, show, verify, diff, repair, export, importing, prune):
+    for module in (ls, show, verify, diff, repair, export, importing, archive, prune):
         module.add_command(commands)
     return parser

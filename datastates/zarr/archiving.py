@@ -15,7 +15,7 @@ import functools
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -53,6 +53,8 @@ CHUNK_BYTES = 1 << 20
 SMALL_BYTES = 64 << 10
 """Tensors below this are of one kind with all others of their element type; kinds below it are not measured."""
 SAMPLE_CHUNKS = 6
+SYNC_THREADS = 16
+"""For small files, whose cost is the wait for the disk: file systems sync many at once in about the time of one."""
 T = TypeVar("T")
 Kind = tuple[str, ...]
 """(element type, first part of the name, last part), or (element type,) for small tensors."""
@@ -183,18 +185,21 @@ class Archiver:
         """Write every tensor; one file per thread is in memory at a time."""
         total = sum(array.size_bytes for array in arrays)
         done = 0
+        large = [array for array in arrays if array.size_bytes >= CHUNK_BYTES]
+        small = [array for array in arrays if array.size_bytes < CHUNK_BYTES]
+        for some, at_once in ((large, threads), (small, SYNC_THREADS)):
+            for size_bytes in run_in_threads(self._jobs(some, codecs), at_once):
+                done += size_bytes
+                if progress is not None and size_bytes:
+                    progress(done, total)
 
-        def jobs() -> Iterator[Callable[[], int]]:
-            for array in arrays:
-                codec = Codec(codecs.get(array.kind, "none"), _typesize(array))
-                self._write_document(array.path, array.document(codec))
-                for index in array.layout.files.indices():
-                    yield functools.partial(self._write_part, array, index, codec)
-
-        for size_bytes in run_in_threads(jobs(), threads):
-            done += size_bytes
-            if progress is not None:
-                progress(done, total)
+    def _jobs(self, arrays: Sequence[PlannedArray], codecs: Mapping[Kind, str]) -> Iterator[Callable[[], int]]:
+        """One for every file, each returning the bytes of tensor data that it wrote."""
+        for array in arrays:
+            codec = Codec(codecs.get(array.kind, "none"), _typesize(array))
+            yield functools.partial(self._write_document, array.path, array.document(codec))
+            for index in array.layout.files.indices():
+                yield functools.partial(self._write_part, array, index, codec)
 
     def write_python(self, ranks: int) -> tuple[ObjectsFile, ...]:
         """Write the Python state of every rank, each as an array of bytes; returns where it is."""
@@ -220,9 +225,10 @@ class Archiver:
         self._write(chunk_key(array.path, index, array.info.dtype), content)
         return box.numel * array.layout.itemsize_bytes
 
-    def _write_document(self, path: str, document: Json) -> None:
+    def _write_document(self, path: str, document: Json) -> int:
         self._documents[path] = document
         self._write(f"{path}/{DOCUMENT}", document_bytes(document))
+        return 0
 
     def _write(self, key: str, content: bytes) -> None:
         path = self.path / key
@@ -236,8 +242,8 @@ class Archiver:
         Raises:
             FileExistsError: something is there already; nothing is overwritten.
         """
-        for group in sorted(groups_of(self._documents) - {""}):
-            self._write_document(group, group_document({}))
+        groups = sorted(groups_of(self._documents) - {""})
+        _at_once(functools.partial(self._write_document, group, group_document({})) for group in groups)
         manifest = replace(self._reader.manifest, files=(), objects=objects)
         paths = {array.name: array.path for array in arrays}
         about = index_attributes(Index(manifest, paths, dict(sorted(self._files.items()))))
@@ -245,8 +251,8 @@ class Archiver:
         below = self._documents if len(self._documents) <= CONSOLIDATED_NODES else None
         content = seal(group_document(attributes, below))
         storage_ops.write_synced(self.path / DOCUMENT, content)
-        for directory, _, _ in os.walk(self.path):
-            storage_ops.sync_directory(Path(directory))
+        directories = [Path(directory) for directory, _, _ in os.walk(self.path)]
+        _at_once(functools.partial(storage_ops.sync_directory, directory) for directory in directories)
         try:
             storage_ops.rename_no_replace(self.path, self._destination)
         except FileExistsError as error:
@@ -261,6 +267,12 @@ class Archiver:
                 storage_ops.remove_tree(self.path)
             os.close(self._lock_fd)
             self._lock_fd = None
+
+
+def _at_once(jobs: Iterable[Callable[[], object]]) -> None:
+    """Run jobs that mostly wait for the disk."""
+    for _ in run_in_threads(jobs, SYNC_THREADS):
+        pass
 
 
 def _typesize(array: PlannedArray) -> int:
