@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import secrets
 import socket
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from datastates import manifest, storage_ops
 from datastates.errors import DamagedCheckpointError, DirectoryBusyError
@@ -257,6 +259,21 @@ def header_problem(path: Path, file: manifest.DataFile) -> str | None:
     if len(header) != file.header_bytes or _elastates.crc32c(header) != file.header_crc32c:
         return f"{path}: the header's checksum does not match"
     return None
+
+
+def parse_objects(content: bytes, where: str) -> dict[str, Any]:
+    """A rank's Python state: section of the saved state -> its typed JSON.
+
+    Raises:
+        DamagedCheckpointError: it is no JSON object.
+    """
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DamagedCheckpointError(f"{where}: {error!r}") from error
+    if not isinstance(found, dict):
+        raise DamagedCheckpointError(f"{where}: a {type(found).__name__}, expected a JSON object")
+    return found
 
 
 def read_objects(checkpoint: Path, objects: manifest.ObjectsFile) -> bytes:

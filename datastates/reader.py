@@ -10,7 +10,6 @@ weight = reader.read("model.layers.0.weight", Box((0, 0), (16, 512)))
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,14 @@ from typing import Any
 import torch
 
 from datastates import manifest as manifests
-from datastates.directory import CheckpointDirectory, header_problem, read_manifest, read_objects, size_problem
+from datastates.directory import (
+    CheckpointDirectory,
+    header_problem,
+    parse_objects,
+    read_manifest,
+    read_objects,
+    size_problem,
+)
 from datastates.dtypes import dtype_name, dtype_of
 from datastates.errors import DamagedCheckpointError
 from datastates.loading import Target, damaged_extents, extent_bounds, load, plan_load, tensors_in
@@ -136,17 +142,22 @@ class CheckpointReader:
             DamagedCheckpointError: the file or a tensor is not what was written.
         """
         encoded = self.encoded_python(rank)
-        wanted = [item["name"] for item in special_objects(encoded) if item["$"] == "tensor"]
-        stored = {name: self._stored_for(rank, name) for name in wanted}
+        path = self.path / self.manifest.objects[rank].name
+        try:
+            wanted = [item["name"] for item in special_objects(encoded) if item["$"] == "tensor"]
+            stored = {name: self._stored_for(rank, name) for name in wanted}
+        except (ValueError, DamagedCheckpointError) as error:
+            raise DamagedCheckpointError(f"{path}: {error}") from error
         tensors = self.read_many(dict.fromkeys(stored.values()))
         try:
             return decode(encoded, lambda name: tensors[stored[name]], allow_pickle)
-        except ValueError as error:
-            raise ValueError(f"{self.path / self.manifest.objects[rank].name}: {error}") from error
+        except (ValueError, DamagedCheckpointError) as error:
+            kind = ValueError if isinstance(error, ValueError) else DamagedCheckpointError
+            raise kind(f"{path}: {error}") from error
 
     def encoded_python(self, rank: int = 0) -> dict[str, Any]:
         """The Python state of a rank as it is stored: typed JSON, see ``docs/format.md``."""
-        return json.loads(self.objects_text(rank))
+        return parse_objects(self.objects_text(rank), str(self.path / self.manifest.objects[rank].name))
 
     def objects_text(self, rank: int = 0) -> bytes:
         """The bytes of that JSON, verified."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 
 from datastates.bulk import without_gc
 from datastates.capture import collect, leaves, make_context
-from datastates.directory import read_objects
+from datastates.directory import parse_objects, read_objects
 from datastates.dtypes import dtype_of
 from datastates.errors import DamagedCheckpointError
 from datastates.loading import Target
@@ -49,7 +48,8 @@ class SavedCheckpoint:
         self._loaded: dict[str, torch.Tensor] = {}
         if manifest.objects:
             with without_gc():
-                self._python = json.loads(self._objects_text())
+                where = str(path / manifest.objects[self.saved_rank].name)
+                self._python = parse_objects(self._objects_text(), where)
 
     def _objects_text(self) -> bytes:
         return read_objects(self.path, self.manifest.objects[self.saved_rank])

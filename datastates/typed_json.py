@@ -15,15 +15,17 @@ import math
 import pathlib
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from datastates import quantized
 from datastates.dtypes import dtype_name, dtype_of
+from datastates.errors import DamagedCheckpointError
 
 Json = Any
+T = TypeVar("T")
 TensorOut = Callable[[str, torch.Tensor], str]
 """(path inside the value, tensor) -> the stored tensor's name."""
 TensorIn = Callable[[str], torch.Tensor]
@@ -121,44 +123,62 @@ def encode(value: Any, path: str, tensor_out: TensorOut | None = None) -> Json:
     )
 
 
+class RefusedError(ValueError):
+    """A value that is well formed, but is not decoded."""
+
+
 def decode(value: Json, tensor_in: TensorIn | None = None, allow_pickle: bool = False) -> Any:
     """The value that :func:`encode` was given.
 
     Raises:
         ValueError: an unknown kind, or a pickle without ``allow_pickle``.
+        DamagedCheckpointError: nothing that :func:`encode` writes.
     """
+    try:
+        return _decode(value, tensor_in, allow_pickle)
+    except RefusedError:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+        raise DamagedCheckpointError(f"Python values that nobody has encoded: {error!r}") from error
+
+
+def _decode(value: Json, tensor_in: TensorIn | None, allow_pickle: bool) -> Any:
     if isinstance(value, list):
-        return [decode(item, tensor_in, allow_pickle) for item in value]
+        return [_decode(item, tensor_in, allow_pickle) for item in value]
     if not isinstance(value, dict):
         return value
     kind = value.get("$")
     if kind is None and "$" not in value:
-        return {key: decode(item, tensor_in, allow_pickle) for key, item in value.items()}
+        return {key: _decode(item, tensor_in, allow_pickle) for key, item in value.items()}
     if kind == "tensor":
         if tensor_in is None:
-            raise ValueError(f"tensor {value['name']!r} is stored beside this value and was not loaded")
+            raise RefusedError(f"tensor {value['name']!r} is stored beside this value and was not loaded")
         return tensor_in(value["name"])
     if kind == "inline_tensor":
-        flat = torch.frombuffer(bytearray(base64.b64decode(value["v"])) or bytearray(1), dtype=torch.uint8)
-        flat = flat if value["v"] else flat[:0]
-        return flat.view(dtype_of(value["dtype"])).reshape(value["shape"])
+        return _in_torch(lambda: _uninlined(value))
     if kind == "torch_save":
-        return _unsaved(base64.b64decode(value["v"]), allow_pickle)
+        return _in_torch(lambda: _unsaved(base64.b64decode(value["v"]), allow_pickle))
     if kind == "pickle" and not allow_pickle:
-        raise ValueError(
+        raise RefusedError(
             "this value is a pickle, which can run code; pass allow_pickle=True if you trust the checkpoint"
         )
     if kind not in _DECODERS:
-        raise ValueError(f"value of unknown kind {kind!r}: written by a newer version?")
-    return _DECODERS[kind](value, lambda item: decode(item, tensor_in, allow_pickle))
+        raise RefusedError(f"value of unknown kind {kind!r}: written by a newer version?")
+    return _DECODERS[kind](value, lambda item: _decode(item, tensor_in, allow_pickle))
 
 
 def special_objects(value: Json) -> list[dict[str, Any]]:
-    """Every object of an encoded value that stands for something JSON lacks, at any depth."""
+    """Every object of an encoded value that stands for something JSON lacks, at any depth.
+
+    Raises:
+        DamagedCheckpointError: one that stands for nothing.
+    """
     found, left = [], [value]
     for item in left:  # grows while it is walked
         if type(item) is dict:
             if "$" in item:
+                if type(item["$"]) is not str or (item["$"] == "tensor" and type(item.get("name")) is not str):
+                    raise DamagedCheckpointError(f"Python values that nobody has encoded: {item!r:.100}")
                 found.append(item)
                 if item["$"] == "tensor":
                     continue
@@ -188,6 +208,31 @@ def _array_tensor(array: np.ndarray) -> torch.Tensor | None:
         return None
 
 
+def _joined(parts: Any, axis: Any) -> torch.Tensor:
+    return _in_torch(lambda: quantized.joined(parts, axis))
+
+
+def _uninlined(value: dict[str, Any]) -> torch.Tensor:
+    flat = torch.frombuffer(bytearray(base64.b64decode(value["v"])) or bytearray(1), dtype=torch.uint8)
+    flat = flat if value["v"] else flat[:0]
+    return flat.view(dtype_of(value["dtype"])).reshape(value["shape"])
+
+
+def _in_torch(make: Callable[[], T]) -> T:
+    """What torch makes of it; it raises RuntimeError where Python has ValueError."""
+    try:
+        return make()
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _unpickled(text: str) -> Any:
+    try:
+        return pickle.loads(base64.b64decode(text))
+    except Exception as error:  # whatever the code in it raises
+        raise RefusedError(f"a pickle cannot be loaded: {error!r}") from error
+
+
 def _inline_tensor(tensor: torch.Tensor) -> Json:
     # clone() and not contiguous(), which leaves a stride of one element as it is, and view() then refuses it.
     host = tensor.detach().cpu().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
@@ -204,7 +249,7 @@ def _unsaved(raw: bytes, allow_pickle: bool) -> Any:
     try:
         return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=not allow_pickle)
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise RefusedError(
             "this value was stored with torch.save and has types that only running code can restore; pass "
             f"allow_pickle=True if you trust the checkpoint ({str(error).splitlines()[0]})"
         ) from error
@@ -277,11 +322,11 @@ _DECODERS: dict[str, _Decoder] = {
     "complex": lambda v, f: complex(float(v["v"][0]), float(v["v"][1])),
     "numpy": lambda v, f: _unarray(v),
     "numpy_tensor": lambda v, f: f(v["v"]).numpy(),
-    "quantized": lambda v, f: quantized.joined(f(v["v"]), v["axis"]),
+    "quantized": lambda v, f: _joined(f(v["v"]), v["axis"]),
     "path": lambda v, f: pathlib.Path(v["v"]),
     "pure_path": lambda v, f: pathlib.PurePath(v["v"]),
     "dtype": lambda v, f: dtype_of(v["v"]),
-    "device": lambda v, f: torch.device(v["v"]),
+    "device": lambda v, f: _in_torch(lambda: torch.device(v["v"])),
     "datetime": lambda v, f: datetime.datetime.fromisoformat(v["v"]),
-    "pickle": lambda v, f: pickle.loads(base64.b64decode(v["v"])),
+    "pickle": lambda v, f: _unpickled(v["v"]),
 }

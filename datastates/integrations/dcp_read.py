@@ -33,7 +33,7 @@ from torch.futures import Future
 
 from datastates.config import CheckpointerConfig
 from datastates.coordination import Channel
-from datastates.directory import CheckpointDirectory, read_manifest, read_objects
+from datastates.directory import CheckpointDirectory, parse_objects, read_manifest, read_objects
 from datastates.dtypes import dtype_of
 from datastates.errors import DamagedCheckpointError, RestoreError
 from datastates.integrations.dcp_objects import as_torch_save
@@ -272,7 +272,8 @@ class SavedForDcp:
         if rank not in self._objects:
             if rank not in range(self.manifest.num_ranks):
                 raise DamagedCheckpointError(f"{self.path}: values are said to be with rank {rank}, which did not save")
-            stored = json.loads(read_objects(self.path, self.manifest.objects[rank]))
+            objects = self.manifest.objects[rank]
+            stored = parse_objects(read_objects(self.path, objects), str(self.path / objects.name))
             self._objects[rank] = stored if self._notes is not None else dict(_flat(stored))
         return self._objects[rank]
 
