@@ -16,6 +16,8 @@ from benchmarks.crash.runs import REPOSITORY
 
 BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
 
+KILLED = ("killed before operation", "after operation")
+"""How problems after a kill begin."""
 HEAD = ("what", "where", "how often", "what must follow", "and did it")
 
 
@@ -82,7 +84,7 @@ def write_matrix(page: Path, figures: Mapping[str, Any]) -> None:
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     tested = [_tested_row(row) for row in TESTED]
-    content = f"{table([*measured_rows(figures), *tested])}\n\n{fsyncs(figures)}"
+    content = "\n\n".join([summary(figures), table([*measured_rows(figures), *tested]), fsyncs(figures)])
     page.write_text(f"{before}{BEGIN}\n{content}\n{END}{after}")
 
 
@@ -96,7 +98,7 @@ def measured_rows(figures: Mapping[str, Any]) -> list[Sequence[str]]:
         rows.append(
             ("power cut", name, done, "newest durable step restored bit for bit, the others whole", _did(found))
         )
-    kills = (f"{figures['crash_points']} kills", "the same", _did(sum("operation" in line for line in problems)))
+    kills = (f"{figures['crash_points']} kills", "the same", _did(sum(line.startswith(KILLED) for line in problems)))
     rows.append(("SIGKILL", "before every operation of a job, and of the one that goes on", *kills))
     found = figures["undetected"] + figures["misnamed"]
     for kind, number in figures["bit_flips_by_kind"].items():
@@ -121,10 +123,22 @@ def _tested_row(row: Tested) -> Sequence[str]:
 
 
 def fsyncs(figures: Mapping[str, Any]) -> str:
-    """Which fsync is needed for what: the state that shows its absence."""
-    rows = [("fsync left out", "first state that shows it")]
-    rows += [(f"`{done['site']}`", _shortened(done["caught_by"]) or "**none**") for done in figures["fsyncs"]]
+    """Which fsync is needed for what: the first state that shows its absence."""
+    rows = [("fsync left out, by the line that asks for it", "power cut that shows it", "what it costs")]
+    rows += [(f"`{done['site']}`", *_told(done["caught_by"])) for done in figures["fsyncs"]]
     return table(rows, head=())
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    """The figures of the whole run in one sentence."""
+    counted = ("lost", "ruins", "undetected", "misnamed", "wrong_bytes")
+    zeros = ", ".join(f"{key.replace('_', ' ')} {figures[key]}" for key in counted)
+    return (
+        f"`benchmarks/faults.py`, seed {figures['effort']['seed']}, {figures['seconds']:.0f} s: "
+        f"{figures['replayed_states']} states replayed, {figures['crash_points']} processes killed, "
+        f"{figures['bit_flips']} bits flipped; {zeros}; {figures['fsyncs_caught']} of {figures['fsyncs_removed']} "
+        "fsyncs missed when left out."
+    )
 
 
 def table(rows: Sequence[Sequence[str]], head: Sequence[str] = HEAD) -> str:
@@ -138,6 +152,12 @@ def _did(problems: int) -> str:
     return "yes" if problems == 0 else f"**{problems} times not**"
 
 
-def _shortened(caught_by: str) -> str:
-    """Without paths of the machine and random names."""
-    return re.sub(r"/\S*/runs/gpt/?|-[0-9a-f]{8}\b", "", caught_by).partition(" can be restored")[0][:160]
+COSTS = {"lost": "a durable checkpoint", "ruins": "a published step is in ruins", "wrong_bytes": "values are wrong"}
+
+
+def _told(caught_by: str) -> tuple[str, str]:
+    """(moment, cost) of a mutation's first problem, without paths of the machine and random names."""
+    if not caught_by:
+        return "**none**", ""
+    moment, kind, _ = caught_by.split(": ", 2)
+    return re.sub(r"runs/gpt/|-[0-9a-f]{8}\b", "", moment), COSTS[kind]
