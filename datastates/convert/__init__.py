@@ -7,6 +7,7 @@ convert.import_state(Path("old.pt"), Path("runs/gpt"), step=1000)
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,10 +16,10 @@ import torch
 from datastates.convert.checkpoint import write_checkpoint
 from datastates.convert.hugging_face import DEFAULT_SHARD_BYTES, export_hugging_face, hugging_face_source
 from datastates.convert.publish import refuse_existing
-from datastates.convert.safetensors_file import STEP_KEY, export_safetensors, safetensors_source
-from datastates.convert.source import Progress, Source, cast, checkpoint_source, names_for_rank, renamed
+from datastates.convert.safetensors_file import STEP_KEY, TIES_KEY, export_safetensors, safetensors_source
+from datastates.convert.source import Progress, Source, cast, checkpoint_source, renamed, ties_of
 from datastates.convert.torch_file import export_torch, gathered, torch_state
-from datastates.convert.tree import Incoming, state_tree
+from datastates.convert.tree import Incoming, state_tree, tied
 from datastates.reader import CheckpointReader
 
 EXPORTS = ("safetensors", "hf", "dcp", "torch")
@@ -68,26 +69,29 @@ def export(
     if to == "hf":
         only, strip = only or ["model.*"], "model." if strip is None else strip
     source = cast(checkpoint_source(reader, only, rank), dtype)
+    ties = ties_of(reader, source.entries, rank)
     if to in ("hf", "safetensors"):
         source = renamed(source, _stripped(source, strip or ""))
+        stripped = {a.removeprefix(strip or ""): b.removeprefix(strip or "") for a, b in ties.items()}
+        metadata = {TIES_KEY: json.dumps(stripped)} if ties else {}
     if to == "hf":
-        export_hugging_face(source, path, max_shard_bytes=max_shard_bytes, config=config, progress=progress)
+        export_hugging_face(
+            source, path, max_shard_bytes=max_shard_bytes, config=config, metadata=metadata, progress=progress
+        )
     elif to == "safetensors":
-        metadata = {} if strip else {STEP_KEY: str(reader.manifest.step)}
+        metadata |= {} if strip else {STEP_KEY: str(reader.manifest.step)}
         export_safetensors(source, path, metadata, progress)
     elif to == "dcp":
         from datastates.convert.dcp import export_dcp
 
         empty = {name: torch.empty(e.shape, dtype=e.dtype, device="meta") for name, e in source.entries.items()}
         tree = state_tree(reader, list(empty), empty.__getitem__, rank, allow_pickle)
-        export_dcp(tree, source, path, progress)
+        export_dcp(tree, source, path, ties, progress)
     else:
-        stored = names_for_rank(reader, rank)
-        first: dict[str, str] = {}
-        shared = {name: first.setdefault(stored[name], name) for name in source.entries}  # tied tensors stay tied
-        tensors = gathered(renamed(source, {name: name for name in first.values()}), path.parent, progress)
         names = list(source.entries)
-        export_torch(state_tree(reader, names, lambda name: tensors[shared[name]], rank, allow_pickle), path)
+        tensors = gathered(renamed(source, {name: name for name in names if name not in ties}), path.parent, progress)
+        tree = state_tree(reader, names, lambda name: tensors[ties.get(name, name)], rank, allow_pickle)
+        export_torch(tree, path)
 
 
 def _stripped(source: Source, prefix: str) -> dict[str, str]:
@@ -147,14 +151,14 @@ def import_state(
 
         incoming = dcp_state(path, prefix, allow_pickle)
     elif format == "hf":
-        incoming = _tensors_alone(hugging_face_source(path), prefix, {})
+        incoming = _tensors_alone(*hugging_face_source(path), prefix)
     else:
-        source, metadata = safetensors_source([path])
-        incoming = _tensors_alone(source, prefix, metadata)
+        incoming = _tensors_alone(*safetensors_source([path]), prefix)
     return write_checkpoint(incoming, directory, step, {"imported_from": path.name}, progress)
 
 
-def _tensors_alone(source: Source, prefix: str | None, metadata: dict[str, str]) -> Incoming:
+def _tensors_alone(source: Source, metadata: dict[str, str], prefix: str | None) -> Incoming:
     if prefix is None:
         prefix = "" if STEP_KEY in metadata else "model."
-    return Incoming(renamed(source, {f"{prefix}{name}": name for name in source.entries}), {}, {})
+    ties = {f"{prefix}{a}": f"{prefix}{b}" for a, b in json.loads(metadata.get(TIES_KEY, "{}")).items()}
+    return tied(Incoming(renamed(source, {f"{prefix}{name}": name for name in source.entries}), {}, {}), ties)

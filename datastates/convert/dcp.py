@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,19 +20,24 @@ from torch.distributed.checkpoint.planner import ReadItem, WriteItem
 
 from datastates.convert.publish import new_directory
 from datastates.convert.source import Entry, Progress, Source, Stream, batches
-from datastates.convert.tree import Incoming, Tree, default_prefix, named_state
+from datastates.convert.tree import Incoming, Tree, default_prefix, named_state, tied
 from datastates.convert.unpickling import torch_load
 
 METADATA_NAME = ".metadata"
+TIES_NAME = "elastates_ties.json"
+"""Tied names -> the tensor's; DCP has no place for it, and does not look at other files."""
 
 
-def export_dcp(tree: Tree, source: Source, path: Path, progress: Progress | None = None) -> None:
+def export_dcp(
+    tree: Tree, source: Source, path: Path, ties: Mapping[str, str], progress: Progress | None = None
+) -> None:
     """Write a directory that ``dcp.load`` takes; in memory is one tensor at a time.
 
     Args:
         tree: nested dicts; tensors in it are on the meta device.
         source: their values. Names are the tree's keys joined by dots, as DCP flattens them.
         path: the new directory.
+        ties: further names of one tensor -> its first; noted beside DCP's files for an import.
         progress: called with bytes done and bytes in all.
 
     Raises:
@@ -40,6 +46,7 @@ def export_dcp(tree: Tree, source: Source, path: Path, progress: Progress | None
     with new_directory(path) as directory, _plain_errors():
         planner = _StreamingPlanner(source, progress)
         writer = dcp.FileSystemWriter(directory, sync_files=False)  # the whole directory is synced when it is complete
+        (directory / TIES_NAME).write_text(json.dumps(ties))
         dcp.save(tree, storage_writer=writer, planner=planner, no_dist=True)
 
 
@@ -102,7 +109,8 @@ def dcp_state(path: Path, prefix: str | None = None, allow_pickle: bool = False)
     state = named_state(tree, default_prefix(tree, prefix))
     names = {name: name_of[id(tensor)] for name, tensor in state.tensors.items()}
     entries = {name: Entry(tensor.dtype, tuple(tensor.shape)) for name, tensor in state.tensors.items()}
-    return Incoming(Source(entries, _reading(path, names, entries)), state.python, state.aliases)
+    incoming = Incoming(Source(entries, _reading(path, names, entries)), state.python, state.aliases)
+    return tied(incoming, json.loads((path / TIES_NAME).read_text()) if (path / TIES_NAME).exists() else {})
 
 
 def _tensors(metadata: Metadata) -> Mapping[str, TensorStorageMetadata]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from datastates.convert.publish import new_directory
@@ -22,6 +22,7 @@ def export_hugging_face(
     *,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     config: Path | None = None,
+    metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Write a directory that ``from_pretrained`` loads.
@@ -31,6 +32,7 @@ def export_hugging_face(
         path: the new directory.
         max_shard_bytes: size of a file's tensors; more only where one tensor is larger.
         config: a ``config.json`` to put beside them; without one, ``from_pretrained`` has to be told the configuration.
+        metadata: put into the header of every file.
         progress: called with bytes done and bytes in all.
 
     Raises:
@@ -49,7 +51,7 @@ def export_hugging_face(
         for number, names in enumerate(shards, start=1):
             file = SINGLE_NAME if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             with open(directory / file, "wb") as stream:
-                write_safetensors(stream, source, names, {}, report)
+                write_safetensors(stream, source, names, metadata or {}, report)
             done += sum(source.entries[name].nbytes for name in names)
             weight_map |= dict.fromkeys(names, file)
         if len(shards) > 1:
@@ -90,6 +92,6 @@ def hugging_face_files(directory: Path) -> Sequence[Path]:
     return found
 
 
-def hugging_face_source(directory: Path) -> Source:
-    """The tensors of a Hugging Face directory."""
-    return safetensors_source(hugging_face_files(directory))[0]
+def hugging_face_source(directory: Path) -> tuple[Source, dict[str, str]]:
+    """The tensors of a Hugging Face directory, and the metadata of its first file."""
+    return safetensors_source(hugging_face_files(directory))

@@ -18,6 +18,8 @@ from datastates.dtypes import SAFETENSORS_NAMES, dtype_name
 ALIGNMENT_BYTES = 8
 STEP_KEY = "elastates_step"
 """In the metadata of a file that holds tensors under the names they have in a checkpoint of ours."""
+TIES_KEY = "elastates_ties"
+"""In the metadata: JSON of tied names -> the tensor's; values are repeated, because no other reader knows of it."""
 _DTYPES = {name: dtype for dtype, name in SAFETENSORS_NAMES.items()}
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -67,6 +67,13 @@ def names_for_rank(reader: CheckpointReader, rank: int = 0) -> dict[str, str]:
     stored |= {name.removeprefix(own): name for name in reader.names() if name.startswith(own)}
     stored |= {a.removeprefix(own): name for a, name in reader.manifest.aliases.items() if a.startswith(own)}
     return stored
+
+
+def ties_of(reader: CheckpointReader, names: Iterable[str], rank: int = 0) -> dict[str, str]:
+    """Those of ``names`` that are further names of one tensor -> the first of its names."""
+    stored = names_for_rank(reader, rank)
+    first: dict[str, str] = {}
+    return {name: known for name in names if (known := first.setdefault(stored[name], name)) != name}
 
 
 def checkpoint_source(reader: CheckpointReader, only: Sequence[str] = (), rank: int = 0) -> Source:

@@ -162,6 +162,14 @@ def named_state(tree: Mapping[str, Any], prefix: str) -> NamedState:
     return NamedState(tensors, python, aliases)
 
 
+def tied(incoming: Incoming, ties: Mapping[str, str]) -> Incoming:
+    """The same, with repeated tensors (further name -> the tensor's first) as aliases."""
+    entries = incoming.source.entries
+    known = {a: b for a, b in ties.items() if b not in ties and a in entries and entries.get(b) == entries[a]}
+    left = {name: entry for name, entry in entries.items() if name not in known}
+    return Incoming(Source(left, incoming.source.stream), incoming.python, {**incoming.aliases, **known})
+
+
 def default_prefix(tree: Mapping[str, Any], prefix: str | None) -> str:
     """``model.`` for one module's state, nothing for a dict of sections, unless the user says otherwise."""
     if prefix is not None:

@@ -76,6 +76,7 @@ def test_what_was_exported_comes_back(saved: tuple[Path, dict[str, Any]], tmp_pa
     back = open_checkpoint(tmp_path / "back")
     for name in [*reader.names(), *reader.manifest.aliases]:
         assert_same_bits(back.read(name), reader.read(name), name)
+    assert back.manifest.aliases == reader.manifest.aliases
     if to == "torch":  # DCP makes lists of tuples, safetensors has no Python values
         assert back.python()["progress"] == reader.python()["progress"]
 
