@@ -8,6 +8,7 @@ import pytest
 
 EXCUSED_MARKERS = {
     "gpu": "CI's machine has no GPU",
+    "mounts": "mounting file systems needs privileges that CI's sandbox may withhold",
     "netns": "network namespaces need privileges that CI's sandbox may withhold",
     "slurm": "CI's machine runs no Slurm",
 }

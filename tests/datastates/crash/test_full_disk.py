@@ -56,6 +56,7 @@ def leave_free(disk: Path, num_bytes: int) -> None:
             os.pwrite(filler.fileno(), bytes(4096), begin)
 
 
+@pytest.mark.mounts
 @pytest.mark.parametrize("reserves", [True, False], ids=["reserved", "not reserved"])
 def test_a_full_disk_costs_that_checkpoint_alone(
     small_disk: Path, reserves: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
