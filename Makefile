@@ -27,7 +27,7 @@ help:  ## Show this list.
 train: $(VENV)/installed  ## Run the main job: train a GPT, checkpoint at every step, be killed, resume bit for bit.
 	$(BIN)/python examples/train_story.py
 
-test: $(VENV)/installed  ## Run the tests against the installed build of this checkout.
+test: $(VENV)/installed $(VENV)/development  ## Run the tests against the installed build of this checkout.
 	$(BIN)/python -P -m pytest $(PYTEST_ARGS)
 
 bench: $(VENV)/installed $(VENV)/peers  ## Run the benchmarks; JSON goes to runs/bench/.
@@ -36,13 +36,13 @@ bench: $(VENV)/installed $(VENV)/peers  ## Run the benchmarks; JSON goes to runs
 	$(BIN)/python benchmarks/every_step.py --json runs/bench/every_step.json
 	$(BIN)/python benchmarks/actors.py --json runs/bench/actors.json
 
-lint: $(VENV)/dependencies  ## Check formatting, style and types; changes nothing.
+lint: $(VENV)/development  ## Check formatting, style and types; changes nothing.
 	$(BIN)/ruff format --check $(PYTHON_SOURCES)
 	$(BIN)/ruff check $(PYTHON_SOURCES)
 	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 	$(BIN)/mypy
 
-format: $(VENV)/dependencies  ## Format Python and C++ in place.
+format: $(VENV)/development  ## Format Python and C++ in place.
 	$(BIN)/ruff format $(PYTHON_SOURCES)
 	$(BIN)/ruff check --fix-only --quiet $(PYTHON_SOURCES)
 	$(BIN)/clang-format -i $(CXX_SOURCES)
@@ -70,8 +70,14 @@ $(VENV)/torch: | $(BIN)/python
 
 # The names and versions stand in pyproject.toml alone.
 $(VENV)/dependencies: $(VENV)/torch pyproject.toml scripts/requirements.py
-	$(BIN)/python scripts/requirements.py dev examples zarr > $(VENV)/requirements.txt
+	$(BIN)/python scripts/requirements.py examples > $(VENV)/requirements.txt
 	$(BIN)/python -m pip install --quiet torch==$(TORCH) -r $(VENV)/requirements.txt
+	touch $@
+
+# Linters, and every library that the tests try ours with: much more than training needs.
+$(VENV)/development: $(VENV)/dependencies
+	$(BIN)/python scripts/requirements.py dev zarr > $(VENV)/development.txt
+	$(BIN)/python -m pip install --quiet torch==$(TORCH) -r $(VENV)/development.txt
 	touch $@
 
 $(VENV)/peers: $(VENV)/dependencies benchmarks/requirements.txt
