@@ -261,17 +261,6 @@ void BindTensorRefs(py::module_& m) {
            "streams: (device, cudaStream_t) pairs whose work so far produces the values.");
   py::class_<TensorRefs, std::shared_ptr<TensorRefs>>(
       m, "TensorRefs", "Tensors of one checkpoint, held and watched until they have been copied.")
-      .def("__len__", &TensorRefs::size)
-      .def("addresses",
-           [](const TensorRefs& refs) {
-             py::array_t<uint64_t> out(refs.size());
-             for (size_t i = 0; i < refs.size(); ++i) {
-               out.mutable_at(i) = reinterpret_cast<uint64_t>(refs.data(i));
-             }
-             return out;
-           })
-      .def("mutated", &TensorRefs::Mutated, py::arg("group"), py::call_guard<py::gil_scoped_release>(),
-           "Indices of the group's tensors that have been written to, as far as counters and samples show.")
       .def(
           "samples",
           [](const TensorRefs& refs) {
