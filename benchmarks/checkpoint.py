@@ -129,7 +129,7 @@ class Run:
 
     def ours_is_correct(self) -> bool:
         """Whether ours gave back every bit, every time; also where it was not asked."""
-        read = (*self.reading.reshard, *self.reading.one_of_many) if self.reading else ()
+        read = (*self.reading.reshard, *self.reading.reshard_columns, *self.reading.one_of_many) if self.reading else ()
         return all(sample.correct for sample in (*self.samples.get(OURS, ()), *self.tiny.get(OURS, ()), *read))
 
 
@@ -181,7 +181,7 @@ def print_summary(document: dict[str, Any]) -> None:
         f"ceiling: write {limits['write_mb_s']:.0f} MB/s, read {limits['read_mb_s']:.0f} MB/s, "
         f"memcpy {limits['memcpy_gb_s']:.1f} GB/s; arena {document['arena_mb']} MB"
     )
-    for name in ("reshard_4_to_2_mb_s", "one_tensor_of_many_ms"):
+    for name in ("reshard_4_to_2_mb_s", "reshard_4_to_2_columns_mb_s", "one_tensor_of_many_ms"):
         if name in document:
             print(f"{name}: ours {document[name]['ours']:.1f}, dcp {document[name]['dcp']:.1f}")
     for name, value in document["ratios"].items():

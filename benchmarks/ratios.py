@@ -23,7 +23,8 @@ DEFINITIONS = {
     "durable_vs_best_peer": "our durable MB/s / that of the correct peer with the highest median",
     "restore_vs_ceiling": "our cold restore MB/s / plain cold O_DIRECT read MB/s",
     "restore_vs_dcp": "our cold restore MB/s / the best of torch.distributed.checkpoint's in that repeat",
-    "reshard_vs_dcp": "our MB/s / DCP's: what 4 ranks saved by rows loaded by 2 ranks by columns, cold",
+    "reshard_vs_dcp": "our MB/s / DCP's: what 4 ranks saved by rows loaded by 2 ranks by rows, cold",
+    "reshard_columns_vs_dcp": "the same by columns: both ranks need a part of everything that is stored",
     "one_tensor_vs_dcp": "our ms / DCP's to open a checkpoint of many tensors and read one, cold; less is better",
     "tiny_tensors_vs_dcp": "min over save (after a first one) and load of dcp_sync seconds / our seconds, many 4 KB",
 }
@@ -105,6 +106,7 @@ def compute(
             [max(speeds) for speeds in zip(*(_each(s, restore_mb_s) for s in dcp.values() if s), strict=False)],
         ),
         "reshard_vs_dcp": paired(_dcp_s(reading, "reshard"), _ours_s(reading, "reshard")),
+        "reshard_columns_vs_dcp": paired(_dcp_s(reading, "reshard_columns"), _ours_s(reading, "reshard_columns")),
         "one_tensor_vs_dcp": paired(_ours_s(reading, "one_of_many"), _dcp_s(reading, "one_of_many")),
         "tiny_tensors_vs_dcp": tiny_ratio(tiny.get("ours", ()), tiny.get("dcp_sync", ())),
     }
@@ -121,6 +123,7 @@ def reading_summary(reading: Reading) -> dict[str, Any]:
 
     return {
         "reshard_4_to_2_mb_s": medians(reading.reshard, lambda s: reading.reshard_bytes / s / MB),
+        "reshard_4_to_2_columns_mb_s": medians(reading.reshard_columns, lambda s: reading.reshard_bytes / s / MB),
         "one_tensor_of_many_ms": medians(reading.one_of_many, lambda s: s * 1e3),
         "reading": asdict(reading),
     }

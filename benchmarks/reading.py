@@ -1,8 +1,8 @@
 """Reading what others wrote, ours beside stock DCP: four ranks' checkpoint on two ranks, and one tensor of many.
 
-Both are cold, paired and interleaved. Resharding runs in real processes: four save tensors cut by rows with each
-library, then two, who want them cut by columns, load them again and again in random order. Every load is compared with
-the values that every element must have.
+Both are cold, paired and interleaved. Resharding runs in real processes: four save tensors cut by rows, as FSDP2 cuts
+them, with each library, then two load them, again and again in random order, cut by rows and cut by columns. Every load
+is compared with the values that every element must have.
 """
 
 from __future__ import annotations
@@ -57,6 +57,9 @@ class Reading:
     """All samples of both measurements."""
 
     reshard: list[ReadingSample]
+    """By rows, as FSDP2 does."""
+    reshard_columns: list[ReadingSample]
+    """By columns: every rank needs a part of every stored box, and no part is one run of bytes."""
     reshard_bytes: int
     """Of all tensors, so over both loading ranks."""
     one_of_many: list[ReadingSample]
@@ -69,9 +72,12 @@ def measure(root: Path, *, size_bytes: int, many_count: int, repeats: int, seed:
     root.mkdir(parents=True, exist_ok=True)
     _run_ranks("save", SAVING_RANKS, root, num_tensors, repeats, seed)
     _run_ranks("load", LOADING_RANKS, root, num_tensors, repeats, seed)
-    reshard = [ReadingSample(**sample) for sample in json.loads((root / "samples.json").read_text())]
+    rows, columns = (
+        [ReadingSample(**sample) for sample in samples] for samples in json.loads((root / "samples.json").read_text())
+    )
     return Reading(
-        reshard=reshard,
+        reshard=rows,
+        reshard_columns=columns,
         reshard_bytes=num_tensors * ROWS * COLUMNS * 4,
         one_of_many=one_of_many(root / "many", many_count, repeats, seed),
         many_count=many_count,
@@ -184,8 +190,8 @@ def _save(root: Path, mesh: DeviceMesh, num_tensors: int) -> None:
         fsync_tree(root)
 
 
-def _load(root: Path, mesh: DeviceMesh, num_tensors: int, repeats: int, seed: int) -> list[ReadingSample]:
-    tensors = _tensors(mesh, 1, num_tensors)
+def _load(root: Path, mesh: DeviceMesh, dim: int, num_tensors: int, repeats: int, seed: int) -> list[ReadingSample]:
+    tensors = _tensors(mesh, dim, num_tensors)
     expected = [_values(index, tensor) for index, tensor in enumerate(tensors.values())]
     order = random.Random(seed)
     checkpoints = datastates.Checkpointer(root / OURS)
@@ -217,7 +223,7 @@ def _load(root: Path, mesh: DeviceMesh, num_tensors: int, repeats: int, seed: in
         if repeat:  # the first one imports and connects
             samples.append(ReadingSample(ours_s=seconds[OURS], dcp_s=seconds[DCP], correct=correct[OURS]))
             if dist.get_rank() == 0:
-                say(f"reshard ours {seconds[OURS] * 1e3:6.0f}  dcp {seconds[DCP] * 1e3:6.0f} ms")
+                say(f"reshard dim {dim} ours {seconds[OURS] * 1e3:6.0f}  dcp {seconds[DCP] * 1e3:6.0f} ms")
     checkpoints.close()
     return samples
 
@@ -230,11 +236,14 @@ def _rank_main(words: Sequence[str]) -> None:
     if what == "save":
         _save(root, mesh, num_tensors)
     else:
-        samples = _load(root, mesh, num_tensors, repeats, seed)
-        gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, [asdict(sample) for sample in samples])
+        reports = []
+        for dim in (0, 1):
+            samples = _load(root, mesh, dim, num_tensors, repeats, seed)
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, [asdict(sample) for sample in samples])
+            reports.append(_slowest(gathered))
         if dist.get_rank() == 0:
-            (root / "samples.json").write_text(json.dumps(_slowest(gathered)))
+            (root / "samples.json").write_text(json.dumps(reports))
     dist.destroy_process_group()
 
 

@@ -114,12 +114,14 @@ def test_reading_ratios_divide_pairwise_and_the_right_way_round() -> None:
 
     read = reading.Reading(
         reshard=samples((1.0, 2.0), (0.5, 3.0), (2.0, 8.0)),
+        reshard_columns=samples((2.0, 2.0)),
         reshard_bytes=10**9,
         one_of_many=samples((0.01, 0.1), (0.02, 0.1), (0.03, 0.1)),
         many_count=7,
     )
     found = ratios.compute(ours=[], peers={}, dcp={}, ceilings=[], tiny={}, reading=read)
     assert (found["reshard_vs_dcp"], found["one_tensor_vs_dcp"]) == (pytest.approx(4.0), pytest.approx(0.2))
+    assert found["reshard_columns_vs_dcp"] == pytest.approx(1.0)
     summary = ratios.reading_summary(read)
     assert summary["reshard_4_to_2_mb_s"] == {"ours": pytest.approx(1000), "dcp": pytest.approx(1000 / 3)}
     assert summary["one_tensor_of_many_ms"] == {"ours": pytest.approx(20), "dcp": pytest.approx(100)}
