@@ -26,10 +26,10 @@ from datastates.errors import DamagedCheckpointError
 
 Json = Any
 T = TypeVar("T")
-TensorOut = Callable[[str, torch.Tensor], str]
-"""(path inside the value, tensor) -> the stored tensor's name."""
+TensorOut = Callable[[str, torch.Tensor], str | None]
+"""(path inside the value, tensor) -> the stored tensor's name; ``None``: it is to be stored inline."""
 TensorIn = Callable[[str], torch.Tensor]
-ARRAY_TENSOR_BYTES = 256 << 10
+LARGE_BYTES = 256 << 10
 """NumPy arrays from this size on are stored as tensors where there is a place for those; smaller ones inline."""
 PLAIN_TYPES: tuple[type, ...] = (
     type(None),
@@ -88,8 +88,8 @@ def encode(value: Any, path: str, tensor_out: TensorOut | None = None) -> Json:
     if isinstance(value, torch.Tensor):  # early: states of tens of thousands of small ones are common
         if value.is_quantized:
             return _quantized(value, path, tensor_out)
-        if tensor_out is not None:
-            return {"$": "tensor", "name": tensor_out(path, value)}
+        if tensor_out is not None and (name := tensor_out(path, value)) is not None:
+            return {"$": "tensor", "name": name}
         return _inline_tensor(value)
     if kind_of_value is float:
         return value if math.isfinite(value) else {"$": "float", "v": repr(value)}
@@ -198,7 +198,7 @@ def _quantized(tensor: torch.Tensor, path: str, tensor_out: TensorOut | None) ->
 
 def _array_tensor(array: np.ndarray) -> torch.Tensor | None:
     """The memory of a large array as a tensor; ``None`` if it is small or torch has no such element type."""
-    if array.nbytes < ARRAY_TENSOR_BYTES:
+    if array.nbytes < LARGE_BYTES:
         return None
     if not array.flags.writeable or min(array.strides, default=0) < 0:
         array = array.copy()  # torch takes neither

@@ -160,17 +160,26 @@ def test_a_shuffled_epoch_is_resumed_in_its_order(tmp_path: Path, own: bool) -> 
     assert_same(list(state["loader"]), expected)
 
 
+def test_a_loader_s_small_tensors_do_not_make_the_state_another_at_every_step(tmp_path: Path) -> None:
+    loader = StatefulDataLoader(Numbers(), 2, shuffle=True, generator=torch.Generator())
+    state = {"weight": torch.ones(3), "loader": loader}
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        for step, _ in zip(range(2), loader, strict=False):
+            checkpoints.checkpoint(step, state).durable.result(60)
+    assert datastates.open_checkpoint(tmp_path).names() == ["weight"]
+
+
 class Shuffled(nodes.BaseNode[int]):
-    """Keeps its order as a tensor."""
+    """Keeps its order as a tensor, a large one."""
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
         super().reset(initial_state)
-        self.order, self.at = torch.randperm(20), 0
+        self.order, self.at = torch.randperm(1 << 15), (1 << 15) - 20
         if initial_state is not None:
             self.order, self.at = initial_state["order"], initial_state["at"]
 
     def next(self) -> int:
-        if self.at == 20:
+        if self.at == len(self.order):
             raise StopIteration
         self.at += 1
         return int(self.order[self.at - 1])
