@@ -153,8 +153,8 @@ def leaves(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 _PLAIN = (torch.Tensor, *PLAIN_TYPES)
-_SCALARS = {bool, int, float, str}
-"""Values that are another object at every step, and still the same part of the state."""
+_VALUES = frozenset(TreeProvider.handles)
+"""Types whose values may be another object at every step, and still the same part of the state: encoded every time."""
 
 
 def _is_branch(value: object) -> bool:
@@ -256,7 +256,7 @@ class StateCapture:
     def _refresh(self, state: Mapping[str, Any]) -> None:
         values = [(name, value) for name, value, _, _ in leaves(state)]
         same = len(values) == len(self._values) and all(
-            name == old_name and (value is old or (type(value) in _SCALARS and type(value) is type(old)))
+            name == old_name and (value is old or (type(value) in _VALUES and type(value) is type(old)))
             for (name, value), (old_name, old) in zip(values, self._values, strict=True)
         )
         if not same or self._stale():
