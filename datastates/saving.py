@@ -24,7 +24,7 @@ from datastates.agreement import Planner, begin_message, begin_problem, json_byt
 from datastates.bulk import without_gc
 from datastates.config import CheckpointerConfig
 from datastates.coordination import Channel
-from datastates.delta import DeltaBases, new_content_key
+from datastates.delta import Base, DeltaBases, new_content_key
 from datastates.directory import CheckpointDirectory, data_file_name, delta_file_name, objects_file_name
 from datastates.errors import CheckpointError, MutationError, StorageFullError
 from datastates.handle import Checkpoint
@@ -154,20 +154,15 @@ class SavePipeline:
             self._planner.agree(None, refusal(checkpoint.step, checkpoint.refusal), key, policy)
             raise AssertionError("a checkpoint that some rank refuses is agreed on by none")
         attempt, problem = "", ""
-        if self._channel.rank == 0:
-            try:
-                self._directory.lock()
-                if checkpoint.step not in self.damaged and self._directory.of_step(checkpoint.step).exists():
-                    raise FileExistsError(
-                        f"step {checkpoint.step} is published already in {self._directory.path} and nothing is ever "
-                        "overwritten; continue from restore()'s step, or use another directory"
-                    )
-                attempt = self._directory.begin(checkpoint.step).name
-            except Exception as error:  # noqa: BLE001
-                problem = begin_problem(error)
+        offered: list[Base] = []
+        try:
+            if self._channel.rank == 0:
+                attempt = self._begin_attempt(checkpoint.step).name
+            offered = self._bases.offer(checkpoint.ordinal, self._directory.path / attempt if attempt else None)
+        except Exception as error:  # noqa: BLE001
+            problem = begin_problem(error)
         alone = self._channel.num_ranks == 1
         ready = policy == "wait" or self.has_room_for(self._planner.file_bytes(captured))
-        offered = self._bases.offer(checkpoint.ordinal, self._directory.path / attempt if attempt else None)
         bases = [base.step for base in offered]
         begin = begin_message(captured, checkpoint.step, ready, attempt, problem, alone, bases)
         chosen = None
@@ -187,6 +182,15 @@ class SavePipeline:
             agreement_s = time.monotonic() - begun_s
             emit(Agreed(self._origin, step=checkpoint.step, agreement_s=agreement_s, waited_s_by_rank=waited))
         job.attempt = self._directory.path / name
+
+    def _begin_attempt(self, step: int) -> Path:
+        self._directory.lock()
+        if step not in self.damaged and self._directory.of_step(step).exists():
+            raise FileExistsError(
+                f"step {step} is published already in {self._directory.path} and nothing is ever overwritten; continue "
+                "from restore()'s step, or use another directory"
+            )
+        return self._directory.begin(step)
 
     @staticmethod
     def _remove_empty(attempt: Path) -> None:

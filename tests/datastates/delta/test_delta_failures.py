@@ -127,6 +127,25 @@ def test_a_link_that_fails_fails_one_checkpoint_and_the_next_is_full(
     assert "EMLINK" in caplog.text or "Too many links" in caplog.text
 
 
+def test_a_trial_link_that_cannot_be_removed_fails_one_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = torch.randn(ROWS, COLUMNS)
+    with Checkpointer(tmp_path, full_every=8) as checkpoints:
+        save(checkpoints, 0, {"table": table})
+        _elastates.set_fault("unlink", error=errno.EIO)
+        assert "Input/output error" in str(checkpoints.checkpoint(1, {"table": table}).durable.exception(60))
+        save(checkpoints, 2, {"table": table})
+        assert checkpoints.stats().num_deltas == 1
+    assert left(tmp_path / "step-00000002") == {
+        "manifest.json",
+        "rank-00000.objects.json",
+        DELTA,
+        "rank-00000.from-step-00000000.base",
+    }
+    assert "Input/output error" in caplog.text
+
+
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV])
 def test_without_hard_links_all_are_full_and_it_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, number: int
