@@ -207,19 +207,20 @@ def expired(steps: Sequence[int], keep_last: int | None, keep_every: int | None)
     return [step for step in sorted(steps)[:-keep_last] if not (keep_every and step % keep_every == 0)]
 
 
-def read_manifest(checkpoint: Path, *, files: bool = True) -> manifest.Manifest:
+def read_manifest(checkpoint: Path, *, files: bool = True, on_demand: bool = False) -> manifest.Manifest:
     """The manifest of a published checkpoint, after checking all that can be checked without reading the data.
 
     Args:
         checkpoint: its directory.
         files: also look at the files: their sizes, and the headers of data files.
+        on_demand: check each tensor's entry when it is first asked for.
 
     Raises:
         DamagedCheckpointError: the manifest, a file's size or a header is not what was written.
     """
     path = checkpoint / manifest.FILE_NAME
     try:
-        found = manifest.load(path.read_bytes(), str(path))
+        found = manifest.load(path.read_bytes(), str(path), on_demand=on_demand)
         if (name := _STEP.fullmatch(checkpoint.name)) and int(name[1]) != found.step:
             raise DamagedCheckpointError(f"{path} is of step {found.step}: the directory was renamed")
         if files:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from datastates.dtypes import dtype_of
 from datastates.errors import DamagedCheckpointError
 from oneflow_sbp import Box
 
+T = TypeVar("T")
 FORMAT = "elastates-checkpoint"
 FORMAT_VERSION = 2
 """The newest that this reader knows. Checkpoints without deltas are of version 1, which knows no sources."""
@@ -158,12 +159,14 @@ def _sources_json(file: DataFile) -> dict[str, Any]:
 
 
 @without_gc()
-def load(raw: bytes, where: str) -> Manifest:
+def load(raw: bytes, where: str, *, on_demand: bool = False) -> Manifest:
     """Parse and check the bytes of a manifest.
 
     Args:
         raw: content of ``manifest.json``; not trusted.
         where: its path, for messages.
+        on_demand: check each tensor when it is first asked for, which then may raise ``DamagedCheckpointError``: who
+            wants one of ten thousand need not wait for all.
 
     Raises:
         DamagedCheckpointError: digest, structure, names or ranges are wrong, or the version is newer than this reader.
@@ -171,13 +174,18 @@ def load(raw: bytes, where: str) -> Manifest:
     found = _DIGEST.search(raw[-_DIGEST_BYTES:])
     if not found or hashlib.sha256(raw[:-_DIGEST_BYTES]).hexdigest().encode() != found[1]:
         raise DamagedCheckpointError(f"{where}: the manifest's own SHA-256 does not match: truncated or altered")
+    return _or_damage(where, lambda: _checked(json.loads(raw), where, on_demand))
+
+
+def _or_damage(where: str, check: Callable[[], T]) -> T:
+    """``check()``; what goes wrong with untrusted content is damage."""
     try:
-        return _checked(json.loads(raw))
+        return check()
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise DamagedCheckpointError(f"{where}: {error if isinstance(error, ValueError) else repr(error)}") from error
 
 
-def _checked(data: dict[str, Any]) -> Manifest:
+def _checked(data: dict[str, Any], where: str, on_demand: bool) -> Manifest:
     if data["format"] != FORMAT:
         raise ValueError(f"format is {data['format']!r}, expected {FORMAT!r}")
     version = _number(data["format_version"])
@@ -199,8 +207,10 @@ def _checked(data: dict[str, Any]) -> Manifest:
     names = [name for f in files for name in f.names] + [o.name for o in objects]
     if len(set(names)) != len(names):
         raise ValueError("two files have one name")
-    read = _TensorReader(files).tensor
-    tensors = {name: read(name, info) for name, info in data["tensors"].items()}
+    tensors: Mapping[str, TensorInfo] = _TensorsOnDemand(data["tensors"], files, where)
+    if not on_demand:
+        read = _TensorReader(files).tensor
+        tensors = {name: read(name, info) for name, info in data["tensors"].items()}
     aliases = data["aliases"]
     for alias, name in aliases.items():
         if name not in tensors:
@@ -247,6 +257,32 @@ def _sources(data: dict[str, Any]) -> tuple[tuple[str, ...], np.ndarray | None]:
         raise ValueError(f"extent_sources of {data['name']} name more than its {len(sources)} sources")
     held_by, counts = [source for source, _ in runs], [count for _, count in runs]
     return sources, np.repeat(np.array(held_by, dtype=np.uint32), counts)
+
+
+class _TensorsOnDemand(Mapping[str, TensorInfo]):
+    """The ``tensors`` of a manifest, each checked when it is first asked for."""
+
+    def __init__(self, encoded: dict[str, Any], files: Sequence[DataFile], where: str) -> None:
+        self._encoded = dict(encoded)
+        self._read = _TensorReader(files).tensor
+        self._where = where
+        self._found: dict[str, TensorInfo] = {}
+
+    def __getitem__(self, name: str) -> TensorInfo:
+        found = self._found.get(name)
+        if found is None:
+            encoded = self._encoded[name]
+            found = self._found[name] = _or_damage(self._where, lambda: self._read(name, encoded))
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._encoded
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._encoded)
+
+    def __len__(self) -> int:
+        return len(self._encoded)
 
 
 class _TensorReader:

@@ -70,13 +70,15 @@ def open_checkpoint(path: str | os.PathLike[str], *, threads: int = 4, direct_io
     """
     path = Path(path)
     if (path / manifests.FILE_NAME).exists() or CheckpointDirectory.is_step(path):
-        return CheckpointReader(path, read_manifest(path, files=False), threads=threads, direct_io=direct_io)
+        manifest = read_manifest(path, files=False, on_demand=True)
+        return CheckpointReader(path, manifest, threads=threads, direct_io=direct_io)
     directory = CheckpointDirectory(path)
     damaged = []
     for step in reversed(directory.steps()):
         found = directory.of_step(step)
         try:
-            return CheckpointReader(found, read_manifest(found), threads=threads, direct_io=direct_io)
+            manifest = read_manifest(found, on_demand=True)
+            return CheckpointReader(found, manifest, threads=threads, direct_io=direct_io)
         except DamagedCheckpointError as error:
             damaged.append(str(error))
     if damaged:

@@ -179,6 +179,26 @@ def test_a_hostile_manifest_with_the_right_digest_is_refused_by_name(case: str) 
     alter(data)
     with pytest.raises(DamagedCheckpointError, match=f"^{re.escape(WHERE)}: .*{said}"):
         load(resigned(data), WHERE)
+    with pytest.raises(DamagedCheckpointError, match=f"^{re.escape(WHERE)}: .*{said}"):
+        dict(load(resigned(data), WHERE, on_demand=True).tensors)
+
+
+def test_on_demand_a_tensor_is_checked_when_it_is_asked_for() -> None:
+    data = as_json()
+    set_shard(data, 1, -8)
+    found = load(resigned(data), WHERE, on_demand=True)
+    assert list(found.tensors) == list(example().tensors)
+    assert len(found.tensors) == len(example().tensors)
+    assert "model.weight" in found.tensors
+    assert "model.weigth" not in found.tensors
+    with pytest.raises(KeyError):
+        found.tensors["model.weigth"]
+    for _ in range(2):
+        with pytest.raises(DamagedCheckpointError, match="-8 is not a count"):
+            found.tensors["model.weight"]
+    (sound,) = [name for name in example().tensors if name != "model.weight"][:1]
+    assert found.tensors[sound] == example().tensors[sound]
+    assert found.tensors[sound] is found.tensors[sound]
 
 
 def test_deep_nesting_is_refused_and_does_not_end_the_process() -> None:
@@ -203,8 +223,8 @@ json_values = st.recursive(
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(st.tuples(st.sampled_from(PLACES), json_values), min_size=1, max_size=3))
-def test_fuzzed_manifests_raise_nothing_else(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
+@given(st.lists(st.tuples(st.sampled_from(PLACES), json_values), min_size=1, max_size=3), st.booleans())
+def test_fuzzed_manifests_raise_nothing_else(changes: list[tuple[tuple[Any, ...], Any]], on_demand: bool) -> None:
     data = as_json()
     for (*parents, last), value in changes:
         where: Any = data
@@ -215,11 +235,12 @@ def test_fuzzed_manifests_raise_nothing_else(changes: list[tuple[tuple[Any, ...]
         except (KeyError, IndexError, TypeError):
             continue  # an earlier change removed that place
     try:
-        found = load(resigned(data), WHERE)
+        found = load(resigned(data), WHERE, on_demand=on_demand)
+        tensors = dict(found.tensors)
     except DamagedCheckpointError:
         return
     assert found.num_ranks >= 1
-    assert all(shard.end <= found.files[shard.file].size_bytes for t in found.tensors.values() for shard in t.shards)
+    assert all(shard.end <= found.files[shard.file].size_bytes for t in tensors.values() for shard in t.shards)
 
 
 @given(st.binary(max_size=300))
