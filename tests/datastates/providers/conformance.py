@@ -35,7 +35,10 @@ def assert_same(got: Any, expected: Any, name: str = "content") -> None:
             assert_same(got[i], item, f"{name}.{i}")
     elif isinstance(expected, np.ndarray):
         assert (got.dtype, got.shape) == (expected.dtype, expected.shape), name
-        assert got.tobytes() == expected.tobytes(), name
+        assert_same(got.tobytes(), expected.tobytes(), name)
+    elif isinstance(expected, bytes):
+        is_same = got == expected  # outside the assert: to explain it, pytest would compare a megabyte byte by byte
+        assert is_same, name
     else:
         assert got == expected, name
 
