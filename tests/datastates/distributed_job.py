@@ -107,7 +107,7 @@ def train(directory: str, dump: str) -> None:
     named |= {f"{i}.{k}": v for i, s in enumerate(optimizer.state.values()) for k, v in s.items()}
     torch.save({**named, "own": own, "rng": torch.get_rng_state()}, f"{dump}-{RANK}.pt")
     hold_writes()
-    checkpoints.checkpoint(21, state)
+    checkpoints.checkpoint(21, state).safe_to_mutate.result(60)  # it has begun: its file is there, all but written
     result("dumped", True)
     signal.pause()
 

@@ -200,7 +200,7 @@ def test_a_full_file_system_is_refused_before_anything_is_written(open_checkpoin
     checkpoints = open_checkpoints(two_megabytes)
     first = checkpoints.checkpoint(0, state).durable.result(60)
 
-    _elastates.set_fault("open", error=errno.EIO)
+    _elastates.set_fault("write", error=errno.EIO)
     refused = checkpoints.checkpoint(1, state)
     with pytest.raises(
         StorageFullError, match=r"step 1 on rank 0: .*small has 1 MB free, the checkpoint takes 1 MB; free"
