@@ -17,7 +17,7 @@ OnFailure = Literal["warn", "raise"]
 Verify = Literal["off", "sample", "full"]
 Backend = Literal["auto", "threads", "io_uring"]
 MB = 10**6
-COPY_AHEAD_MB = 64
+COPY_AHEAD_MB = 96
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class CheckpointerConfig:
     copy_threads: int = 2
     """Threads that copy host memory."""
     copy_ahead_mb: int | None = None
-    """How far copies run ahead of storage while nobody waits for them, MB; ``None``: 64 where training occupies every
+    """How far copies run ahead of storage while nobody waits for them, MB; ``None``: 96 where training occupies every
     core that this process may use, so that copies come evenly and stay in the caches until they are written, else as
     far as the arena goes."""
     copy_nice: int = 0

@@ -1,5 +1,7 @@
 #include "engine/capture.h"
 
+#include <algorithm>
+
 namespace elastates {
 
 Capture::Capture(Arena* arena, size_t num_registers, size_t max_ahead_blocks, const CopyPriority* priority,
@@ -10,12 +12,16 @@ Capture::Capture(Arena* arena, size_t num_registers, size_t max_ahead_blocks, co
       priority_(*priority),
       clock_(*clock),
       block_bytes_(arena->block_bytes()),
-      max_ahead_blocks_(max_ahead_blocks) {
+      max_ahead_blocks_(max_ahead_blocks),
+      burst_blocks_(num_registers) {
   out.SetBacking([this](Chunk* chunk) { return !IsAhead() && Acquire(chunk); });
 }
 
-bool Capture::IsAhead() const {
-  return arena_.num_blocks() - arena_.free_blocks() >= max_ahead_blocks_ && !priority_.IsUrgent();
+bool Capture::IsAhead() {
+  const size_t num_used = arena_.num_blocks() - arena_.free_blocks();
+  const size_t resume_at = max_ahead_blocks_ - std::min(max_ahead_blocks_ - 1, burst_blocks_);
+  is_ahead_ = !priority_.IsUrgent() && num_used >= (is_ahead_ ? resume_at + 1 : max_ahead_blocks_);
+  return is_ahead_;
 }
 
 bool Capture::Acquire(Chunk* chunk) {

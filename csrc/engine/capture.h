@@ -4,8 +4,9 @@
 // Nothing is cut ahead of its credit: an arena full of unwritten blocks makes Capture wait, and with it
 // whoever waits for copies. While nobody does, Capture also keeps to a pace: no more than `max_ahead_blocks`
 // are in use, so that copies come as storage takes them instead of in one burst, and the few blocks that go
-// round are still in the caches when the disk reads them. Submit() may be called from any thread and never
-// waits for the lane.
+// round are still in the caches when the disk reads them. It cuts several chunks at a time, one or two for
+// each copy thread: what all of them do together for a millisecond costs a parallel trainer that millisecond,
+// what they do in turn costs it the sum. Submit() may be called from any thread and never waits for the lane.
 #ifndef ELASTATES_ENGINE_CAPTURE_H_
 #define ELASTATES_ENGINE_CAPTURE_H_
 
@@ -35,7 +36,7 @@ class Capture : public Actor {
  private:
   Supply Poll() override;
   Status Act() override;
-  bool IsAhead() const;
+  bool IsAhead();
   bool Acquire(Chunk* chunk);
   void Drain() override {}  // what the act emitted goes on as an error: Seal counts it
 
@@ -44,6 +45,8 @@ class Capture : public Actor {
   ChainClock& clock_;
   const uint64_t block_bytes_;
   const size_t max_ahead_blocks_;
+  const size_t burst_blocks_;  // as many as the copy threads take at once
+  bool is_ahead_ = false;
   TaskPtr current_;
   std::optional<ChunkCursor> cursor_;  // into current_'s plan
   uint64_t num_cut_ = 0;               // chunks of current_
