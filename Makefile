@@ -30,11 +30,14 @@ train: $(VENV)/installed  ## Run the main job: train a GPT, checkpoint at every 
 test: $(VENV)/installed $(VENV)/development  ## Run the tests against the installed build of this checkout.
 	$(BIN)/python -P -m pytest $(PYTEST_ARGS)
 
-bench: $(VENV)/installed $(VENV)/peers  ## Run the benchmarks; JSON goes to runs/bench/.
+bench: $(VENV)/installed $(VENV)/development $(VENV)/peers  ## Run the benchmarks; JSON goes to runs/bench/.
 	@mkdir -p runs/bench
 	$(BIN)/python benchmarks/checkpoint.py --size-mb 1024 --json runs/bench/checkpoint.json
 	$(BIN)/python benchmarks/every_step.py --json runs/bench/every_step.json
 	$(BIN)/python benchmarks/actors.py --json runs/bench/actors.json
+	$(BIN)/python benchmarks/faults.py --json runs/bench/faults.json
+	$(BIN)/python benchmarks/deltas.py --json runs/bench/deltas.json
+	$(BIN)/python benchmarks/two_weeks.py --json runs/bench/two_weeks.json
 
 lint: $(VENV)/development  ## Check formatting, style and types; changes nothing.
 	$(BIN)/ruff format --check $(PYTHON_SOURCES)

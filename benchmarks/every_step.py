@@ -176,12 +176,12 @@ def parse_options() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="where the report goes")
-    parser.add_argument("--size-mb", type=int, default=512, help="bytes of the state, in units of 10^6 (%(default)s)")
+    parser.add_argument("--size-mb", type=int, default=768, help="bytes of the state, in units of 10^6 (%(default)s)")
     parser.add_argument("--steps", type=int, default=60, help="with checkpoints, and as many without (%(default)s)")
     parser.add_argument(
         "--write-fraction",
         type=float,
-        default=0.55,
+        default=0.58,
         help="aim: write at the ceiling / step, never below 0.5 (%(default)s)",
     )
     parser.add_argument("--num-tiny", type=int, default=500, help="1 KB parameters in the model (%(default)s)")
