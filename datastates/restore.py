@@ -12,6 +12,7 @@ every rank:
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import threading
@@ -26,7 +27,7 @@ from datastates.coordination import Channel
 from datastates.directory import read_manifest
 from datastates.errors import DamagedCheckpointError, RestoreError
 from datastates.futures import CheckpointFuture
-from datastates.loading import Target, load, plan_load
+from datastates.loading import load, plan_load
 from datastates.providers import provider_for
 from datastates.saved import SavedCheckpoint, match, selected_section
 from datastates.sight.bus import emit, sinks
@@ -55,10 +56,16 @@ def restore(
     """See :meth:`datastates.Checkpointer.restore`; returns the next step and the steps found damaged."""
     places = [Place(*place) for place in vote.led(library.places)]
     damaged: dict[Place, str] = {}
+
+    def open_step(path: Path) -> SavedCheckpoint:
+        return SavedCheckpoint(path, read_manifest(path), vote.rank, allow_pickle, only, strict)
+
     for place in places:
         try:
             path = _bring(library, vote, place, {place.step for place in damaged})
-            saved = _load_step(path, vote, place.step, state, config, strict, only, allow_pickle)
+            with span("read the manifest", place.step):
+                saved = vote.all_agree(functools.partial(open_step, path))
+            _load_tensors(saved, vote, state, config)
         except DamagedCheckpointError as error:
             damaged[place] = str(error)
             logger.warning("checkpoint of step %d is damaged, falling back to an older one: %s", place.step, error)
@@ -68,7 +75,7 @@ def restore(
                 emit(RestoreFellBack(origin, step=place.step, reason=str(error)))
             continue
         with span("take Python values back", place.step):
-            _apply_on_all(vote, saved, state, only)
+            _apply_on_all(vote, saved, state)
         return saved.manifest.step + 1, {place.step for place in damaged} - {saved.manifest.step}
     if damaged:
         report = "; ".join(f"step {place.step}: {why}" for place, why in damaged.items())
@@ -86,60 +93,47 @@ def _bring(library: Library, vote: Vote, place: Place, damaged: set[int]) -> Pat
     return library.path_of(place.step)
 
 
-def _load_step(
-    path: Path,
-    vote: Vote,
-    step: int,
-    state: Mapping[str, Any],
-    config: CheckpointerConfig,
-    strict: bool,
-    only: Sequence[str] | None,
-    allow_pickle: bool,
-) -> SavedCheckpoint:
+def _load_tensors(saved: SavedCheckpoint, vote: Vote, state: Mapping[str, Any], config: CheckpointerConfig) -> None:
     """Bring the tensors of ``state`` to a checkpoint, on all ranks or on none of them for good."""
-
-    def open_step() -> SavedCheckpoint:
-        return SavedCheckpoint(path, read_manifest(path), vote.rank, allow_pickle, only, strict)
-
-    with span("read the manifest", step):
-        saved = vote.all_agree(open_step)
-
-    def match_step() -> list[Target]:
-        return match(saved, state, strict, only)
 
     def load_step() -> int:
         plan = plan_load(saved.manifest.tensors, targets)
         return load(saved.path, saved.manifest, plan, threads=config.read_threads, direct_io=config.direct_io)
 
+    step = saved.manifest.step
     try:
         with span("match names", step):
-            targets = vote.all_agree(match_step)
+            targets = vote.all_agree(lambda: match(saved, state))
         with span("load tensors", step):
             vote.all_agree(load_step)
     except BaseException:
         saved.roll_back()
         raise
-    return saved
 
 
-def _apply_on_all(vote: Vote, saved: SavedCheckpoint, state: Mapping[str, Any], only: Sequence[str] | None) -> None:
+def _apply_on_all(vote: Vote, saved: SavedCheckpoint, state: Mapping[str, Any]) -> None:
     """Take Python values back on all ranks; what is refused now is too late to be only the caller's error."""
     try:
-        vote.all_agree(lambda: apply_python(saved, state, only))
+        vote.all_agree(lambda: apply_python(saved, state))
     except Exception as error:
-        raise RestoreError(
-            f"{saved.path}: the tensors were restored, but not all Python values, so the state must not be trained "
-            f"({type(error).__name__}: {error})"
-        ) from error
+        raise half_restored(saved.path, error) from error
+
+
+def half_restored(path: Path, error: Exception) -> RestoreError:
+    """What to raise when tensors have been restored and taking Python values back has failed with ``error``."""
+    return RestoreError(
+        f"{path}: the tensors were restored, but not all Python values, so the state must not be trained "
+        f"({type(error).__name__}: {error})"
+    )
 
 
 @without_gc()
-def apply_python(saved: SavedCheckpoint, state: Mapping[str, Any], only: Sequence[str] | None) -> None:
+def apply_python(saved: SavedCheckpoint, state: Mapping[str, Any]) -> None:
     """Take Python values back; immutable ones are put into their container."""
     context = make_context(state, saved.saved_rank)
     found = [(provider_for(value, name), name, value, into, key) for name, value, into, key in leaves(state)]
     for provider, name, value, container, key in sorted(found, key=lambda leaf: leaf[0].comes_last(leaf[2])):
-        if selected_section(name, only):
+        if selected_section(name, saved.only):
             now = provider.apply(value, name, context, saved)
             if now is not value:
                 container[key] = now

@@ -39,7 +39,7 @@ class SavedCheckpoint:
         self.manifest = manifest
         self.saved_rank = rank % manifest.num_ranks
         self._allow_pickle = allow_pickle
-        self._only = only
+        self.only = only
         self._tensors = manifest.tensors
         self._undo: list[Undo] = []
         self._has_own_values = any(name.startswith("per_rank.") for name in manifest.tensors)
@@ -68,10 +68,10 @@ class SavedCheckpoint:
     def names(self, prefix: str) -> list[str]:
         mine = per_rank_name(self.saved_rank, "")
         plain = dict.fromkeys(name.removeprefix(mine) for name in (*self.manifest.tensors, *self.manifest.aliases))
-        return [name for name in plain if name.startswith(prefix) and selected(name, self._only)]
+        return [name for name in plain if name.startswith(prefix) and selected(name, self.only)]
 
     def wants(self, name: str) -> bool:
-        return selected(name, self._only)
+        return selected(name, self.only)
 
     def dtype_and_shape(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
         info = self.manifest.tensors[self.stored_name(name)]
@@ -110,7 +110,7 @@ class SavedCheckpoint:
     def prepare(self, state: Mapping[str, Any], context: Context) -> None:
         """Let every provider create what the checkpoint has and the state lacks; see :meth:`roll_back`."""
         for name, value, _, _ in leaves(state):
-            if selected_section(name, self._only):
+            if selected_section(name, self.only):
                 self.check_trusted(name)
                 undo = provider_for(value, name).prepare(value, name, context, self)
                 if undo is not None:
@@ -123,13 +123,14 @@ class SavedCheckpoint:
 
 
 @without_gc()
-def match(saved: SavedCheckpoint, state: Mapping[str, Any], strict: bool, only: Sequence[str] | None) -> list[Target]:
+def match(saved: SavedCheckpoint, state: Mapping[str, Any]) -> list[Target]:
     """Pair live tensors with stored ones; create what the checkpoint has and the state lacks.
 
     Raises:
         ValueError: names, shapes or dtypes do not fit, or ``only`` selects nothing; no live value has been changed.
         DamagedCheckpointError: the checkpoint contradicts itself.
     """
+    only = saved.only
     context = make_context(state, saved.saved_rank, restoring=saved)
     saved.prepare(state, context)
     sections = [collect(name, value, context) for name, value, _, _ in leaves(state) if selected_section(name, only)]
@@ -159,8 +160,8 @@ def match(saved: SavedCheckpoint, state: Mapping[str, Any], strict: bool, only: 
         if not section.held and saved.python(section.name) is None and section.python() is not None:
             missing.append(section.name)
         _add_referenced(saved, section, targets, used)
-    if strict:
-        _check_names(saved, state, missing, used, only)
+    if saved.strict:
+        _check_names(saved, state, missing, used)
         if only is not None and not used and not any(saved.python(section.name) for section in sections):
             raise ValueError(f"only={list(only)} selects nothing that the state and {saved.path} both have")
     return targets
@@ -191,17 +192,11 @@ def _add_referenced(saved: SavedCheckpoint, section: Section, targets: list[Targ
         saved.provide(name, tensor)
 
 
-def _check_names(
-    saved: SavedCheckpoint,
-    state: Mapping[str, Any],
-    missing: list[str],
-    used: set[str],
-    only: Sequence[str] | None,
-) -> None:
+def _check_names(saved: SavedCheckpoint, state: Mapping[str, Any], missing: list[str], used: set[str]) -> None:
     """Raise if either side has names that the other lacks."""
-    unused = [] if len(used) == len(saved.manifest.tensors) else _unused(saved, used, only)
+    unused = [] if len(used) == len(saved.manifest.tensors) else _unused(saved, used)
     sections = {name for name, _, _, _ in leaves(state)}
-    unused += [name for name in saved._python if name not in sections and selected_section(name, only)]
+    unused += [name for name in saved._python if name not in sections and selected_section(name, saved.only)]
     problems = []
     if missing:
         problems.append(f"not in the checkpoint: {_some(missing)}")
@@ -214,10 +209,10 @@ def _check_names(
         )
 
 
-def _unused(saved: SavedCheckpoint, used: set[str], only: Sequence[str] | None) -> list[str]:
+def _unused(saved: SavedCheckpoint, used: set[str]) -> list[str]:
     """Stored names that no live tensor takes; other ranks' own values of a name that is taken do not count."""
     known = {_plain(name) for name in used}
-    return [name for name in saved.manifest.tensors if _plain(name) not in known and selected(name, only)]
+    return [name for name in saved.manifest.tensors if _plain(name) not in known and selected(name, saved.only)]
 
 
 def _some(names: list[str]) -> str:

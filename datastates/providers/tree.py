@@ -33,14 +33,13 @@ class TreeProvider(StateProvider):
 
 def replace_content(value: Any, stored: Any) -> Any:
     """Make ``value`` equal to ``stored``, in place where its type allows; returns what stands for it now."""
+    if value is stored:
+        return value  # a tensor that was loaded in place
     if isinstance(value, dict) and isinstance(stored, dict):
         for key in [key for key in value if key not in stored]:
             del value[key]
         for key, item in stored.items():
-            if key not in value:
-                value[key] = item
-            elif value[key] is not item:  # else a tensor that was loaded in place
-                value[key] = replace_content(value[key], item)
+            value[key] = replace_content(value[key], item) if key in value else item
         return value
     if isinstance(value, list) and isinstance(stored, list):
         value[:] = _replaced(value, stored)
@@ -52,8 +51,6 @@ def replace_content(value: Any, stored: Any) -> Any:
             return stored
         value[...] = stored
         return value
-    if isinstance(value, torch.Tensor) and _is_local_part(value, stored):
-        return value
     if isinstance(value, torch.Tensor) and same_form(value, stored):
         return value.copy_(stored)
     if isinstance(value, enum.Enum) and not isinstance(stored, enum.Enum):
@@ -64,13 +61,3 @@ def replace_content(value: Any, stored: Any) -> Any:
 def _replaced(value: Sequence[Any], stored: Sequence[Any]) -> list[Any]:
     kept = [replace_content(a, b) for a, b in zip(value, stored, strict=False)]
     return [*kept, *stored[len(kept) :]]
-
-
-def _is_local_part(value: torch.Tensor, stored: Any) -> bool:
-    """Whether ``stored`` is the local part of the ``DTensor`` ``value``: then it has been loaded in place."""
-    part = getattr(value, "_local_tensor", None)
-    return isinstance(part, torch.Tensor) and isinstance(stored, torch.Tensor) and _is_same(part, stored)
-
-
-def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return (a.data_ptr(), a.shape, a.dtype) == (b.data_ptr(), b.shape, b.dtype)

@@ -21,7 +21,7 @@ from datastates.directory import CheckpointDirectory, data_file_name, objects_fi
 from datastates.dtypes import dtype_of
 from datastates.errors import DamagedCheckpointError, RestoreError
 from datastates.plan import Held
-from datastates.restore import apply_python
+from datastates.restore import apply_python, half_restored
 from datastates.saved import SavedCheckpoint, match
 from datastates.zarr.archive_reader import ArchiveReader
 from datastates.zarr.threads import run_in_threads
@@ -50,7 +50,7 @@ def restore_archive(
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
     saved = SavedArchive(reader, rank, allow_pickle, only, strict)
     try:
-        targets = match(saved, state, strict, only)
+        targets = match(saved, state)
         reader.load(targets)
     except DamagedCheckpointError as error:
         saved.roll_back()
@@ -59,12 +59,9 @@ def restore_archive(
         saved.roll_back()
         raise
     try:
-        apply_python(saved, state, only)
+        apply_python(saved, state)
     except Exception as error:
-        raise RestoreError(
-            f"{reader.path}: the tensors were restored, but not all Python values, so the state must not be trained "
-            f"({type(error).__name__}: {error})"
-        ) from error
+        raise half_restored(reader.path, error) from error
     return reader.manifest.step + 1
 
 
