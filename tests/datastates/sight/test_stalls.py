@@ -14,6 +14,7 @@ from held_storage import SMALL_ARENA, HeldStorage, train, wide_model
 from hypothesis import given
 from hypothesis import strategies as st
 from launching import Launcher
+from polling import until
 
 from datastates import Checkpointer, sight
 from datastates.sight import stalls
@@ -22,14 +23,6 @@ from datastates.sight.timeline import Activity, Timeline
 
 Open = Callable[..., Checkpointer]
 JOB = Path(__file__).with_name("late_rank_job.py")
-
-
-def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    """Until another thread has made it true."""
-    end_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.001)
 
 
 # ---- causes, for real
