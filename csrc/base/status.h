@@ -25,6 +25,8 @@ enum class StatusCode {
   kDeadlineExceeded,
   kMutated,    // captured state was written to inside the window
   kCancelled,  // drained because an earlier act failed, or closed
+  kPeerLost,   // another process is gone, or cannot be reached
+  kRevoked,    // the group lost a member; its operations fail until its next view is installed
   kInternal,
 };
 

@@ -27,6 +27,10 @@ const char* CodeName(StatusCode code) {
       return "mutated";
     case StatusCode::kCancelled:
       return "cancelled";
+    case StatusCode::kPeerLost:
+      return "peer_lost";
+    case StatusCode::kRevoked:
+      return "revoked";
     case StatusCode::kInternal:
       return "internal";
   }
