@@ -309,7 +309,8 @@ class StateCapture:
         for section in self._sections:
             aliases |= section.aliases
             for item, tensor in zip(section.held, section.tensors, strict=True):
-                memory = (tensor.data_ptr(), item.dtype, item.shape, item.box)
+                # A transposed or conjugated view has the same memory, but other values.
+                memory = (item.dtype, item.shape, item.box, *_view(tensor))
                 first = by_memory.setdefault(memory, item.name) if item.nbytes else item.name
                 if first != item.name:
                     aliases[item.name] = first
@@ -373,6 +374,11 @@ def _same_tensors(now: Section, before: Section) -> bool:
 
 def _form(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _view(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Equal for two tensors of one type and shape only if they are the same values in the same memory."""
+    return tensor.data_ptr(), tensor.stride(), tensor.is_conj(), tensor.is_neg()
 
 
 def _is_plain_memory(tensor: torch.Tensor) -> bool:

@@ -144,7 +144,7 @@ def named_state(tree: Mapping[str, Any], prefix: str) -> NamedState:
     def tensor_out(name: str, tensor: torch.Tensor) -> str:
         if name in tensors or name in aliases:
             raise ValueError(f"two tensors would have the name {name}; rename a key of the state")
-        same = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        same = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj(), tensor.is_neg())
         known = first.setdefault(same, name) if tensor.numel() and not tensor.is_meta else name
         if known == name:
             tensors[name] = tensor

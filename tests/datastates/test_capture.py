@@ -208,6 +208,19 @@ def test_tied_weights_are_stored_once_and_come_back_tied_or_not(tmp_path: Path, 
     assert (fresh.head.weight is fresh.embedding.weight) == tied_again
 
 
+@pytest.mark.parametrize("view", [torch.t, torch.conj, lambda x: torch.conj(x).t(), torch.Tensor._neg_view])
+def test_another_view_of_the_same_memory_is_not_taken_for_a_tied_tensor(tmp_path: Path, view: Any) -> None:
+    """Its values are others: restored under its own name, they leave both as they were."""
+    generator = torch.Generator().manual_seed(3)
+    saved = torch.randn(3, 3, dtype=torch.complex64, generator=generator)
+    fresh = torch.zeros_like(saved)
+    with Checkpointer(tmp_path) as checkpoints:
+        checkpoints.checkpoint(0, {"a": saved, "b": view(saved)})
+        checkpoints.restore({"a": fresh, "b": view(fresh)})
+    assert_same_bits(fresh, saved)
+    assert_same_bits(view(fresh).resolve_conj().resolve_neg(), view(saved).resolve_conj().resolve_neg())
+
+
 def test_parameters_that_share_memory_without_being_one_are_tied_as_well() -> None:
     model = Tied(1, tie=False)
     model.head.weight = torch.nn.Parameter(model.embedding.weight.detach())

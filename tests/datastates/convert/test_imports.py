@@ -177,3 +177,12 @@ def test_moments_tell_parameters_from_tensors_of_other_shapes() -> None:
     named = tree.named_state({"a": wrong, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, "")
     names = [f"optimizer.state.{n}.{k}" for n, k in itertools.product(dict(model.named_parameters()), ("exp_avg",))]
     assert set(names) <= set(named.tensors)
+
+
+def test_another_view_of_the_same_memory_is_not_taken_for_a_tied_tensor(tmp_path: Path) -> None:
+    values = torch.complex(torch.arange(4.0), torch.ones(4)).reshape(2, 2)
+    views = {"values": values, "transposed": values.t(), "conjugated": values.conj()}
+    torch.save({"section": views}, tmp_path / "views.pt")
+    reader = open_checkpoint(import_state(tmp_path / "views.pt", tmp_path / "imported"))
+    for name, view in views.items():
+        assert_same_bits(reader.read(f"section.{name}"), view.resolve_conj().contiguous())
