@@ -109,11 +109,14 @@ def _guard(module: torch.nn.Module, tensors: list[torch.Tensor]) -> Callable[[],
     members = {id(item) for table in tables for item in table.values()}
     if any(id(tensor) not in members for tensor in tensors):
         return None  # made by a hook: another one every time
-    seen = [(table, list(table.values())) for table in tables if table]
+    empty = [table for table in tables if not table]
+    seen = [(table, list(table), list(table.values())) for table in tables if table]
 
     def unchanged() -> bool:
-        for table, items in seen:
-            if len(table) != len(items):
+        if any(empty):  # a leaf has been given a child, or its first buffer
+            return False
+        for table, names, items in seen:
+            if list(table) != names:  # one parameter may have another name, as torch.nn.utils.prune does it
                 return False
             for now, then in zip(table.values(), items):  # noqa: B905  (hot: same lengths by the line above)
                 if now is not then:

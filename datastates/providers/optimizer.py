@@ -25,7 +25,7 @@ class OptimizerProvider(StateProvider):
         name = out.section.name
         group = out.context.optimizers.index(value) if value in out.context.optimizers else -1
         names = _parameter_names(value, out.context)
-        plain: list[tuple[str, dict[Any, Any], Any]] = []  # values that are not tensors: encoded anew every time
+        plain: list[tuple[str, torch.Tensor, Any]] = []  # values that are not tensors: encoded anew every time
         written: dict[str, Any] = {}
         for parameter, fqn in names:
             items = value.state.get(parameter, {})
@@ -37,14 +37,15 @@ class OptimizerProvider(StateProvider):
                 if isinstance(item, torch.Tensor) and not item.is_quantized:
                     out.tensor(f"{name}.state.{fqn}.{key}", item, group)
                 else:
-                    plain.append((fqn, items, key))
+                    plain.append((fqn, parameter, key))
         fqns = [[fqn for _, fqn in part] for part in _split(names, value)]
         odd_keys = {text: encode(key, f"{name}.state") for text, key in written.items() if type(key) is not str}
 
         def python() -> Any:
             state: dict[str, Any] = {}
-            for fqn, items, key in plain:
-                state.setdefault(fqn, {})[str(key)] = encode(items[key], f"{name}.state.{fqn}.{key}")
+            for fqn, parameter, key in plain:
+                item = value.state[parameter][key]  # of the dict that is there now: it may be another one at every step
+                state.setdefault(fqn, {})[str(key)] = encode(item, f"{name}.state.{fqn}.{key}")
             encoded: dict[str, Any] = {"param_groups": _encode_groups(value, fqns, name), "state": state}
             if odd_keys:
                 encoded["keys"] = odd_keys
@@ -206,8 +207,13 @@ def _guard(optimizer: torch.optim.Optimizer) -> Callable[[], bool]:
     """Whether the groups still hold these parameters, and every parameter's state these objects."""
     groups = [(group["params"], list(group["params"])) for group in optimizer.param_groups]
     states = [(p, dict(optimizer.state.get(p, {}))) for _, params in groups for p in params]
-    tensors = [
-        (p, {key: item for key, item in items.items() if isinstance(item, torch.Tensor)}, len(items))
+    held = [
+        (
+            p,
+            {key: item for key, item in items.items() if isinstance(item, torch.Tensor)},
+            [key for key, item in items.items() if not isinstance(item, torch.Tensor)],
+            len(items),
+        )
         for p, items in states
     ]
 
@@ -221,12 +227,15 @@ def _guard(optimizer: torch.optim.Optimizer) -> Callable[[], bool]:
                 if now is not then:
                     return False
         state = optimizer.state
-        for parameter, items, count in tensors:
+        for parameter, tensors, others, count in held:
             live = state.get(parameter, {})
             if len(live) != count:
                 return False
-            for key, item in items.items():
+            for key, item in tensors.items():
                 if live.get(key) is not item:
+                    return False
+            for key in others:
+                if key not in live:
                     return False
         return True
 

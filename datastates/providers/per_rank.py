@@ -29,8 +29,11 @@ class PerRankProvider(StateProvider):
 
     def collect(self, value: PerRank, out: SectionBuilder) -> None:
         inner = SectionBuilder(out.section.name, out.context, rank_alone=True)
-        provider_for(value.value, out.section.name).collect(value.value, inner)
+        wrapped = value.value
+        provider_for(wrapped, out.section.name).collect(wrapped, inner)
         out.section = inner.section
+        if (guard := inner.section.guard) is not None:
+            out.section.guard = lambda: value.value is wrapped and guard()
 
     def comes_last(self, value: PerRank) -> bool:
         return provider_for(value.value, "").comes_last(value.value)

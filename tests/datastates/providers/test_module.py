@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from conformance import ProviderConformance
 from training import assert_same_bits, small_model, train_step
 
 import datastates
+from datastates.directory import read_manifest
 
 
 class Counting(torch.nn.Module):
@@ -100,6 +102,35 @@ def test_spectral_norm_resumes_bit_for_bit(tmp_path: Path) -> None:
 def test_a_transient_buffer_is_not_stored(tmp_path: Path) -> None:
     with datastates.Checkpointer(tmp_path) as checkpoints:
         handle = checkpoints.checkpoint(0, {"model": Counting(1)})
-        names = datastates.directory.read_manifest(handle.durable.result(60)).tensors
+        names = read_manifest(handle.durable.result(60)).tensors
     assert "model.seen" in names
     assert "model.scratch" not in names
+
+
+def add_adapter(model: torch.nn.Module) -> None:
+    model.get_submodule("0").add_module("adapter", torch.nn.Linear(2, 2))
+
+
+def add_buffer(model: torch.nn.Module) -> None:
+    model.get_submodule("0").register_buffer("mask", torch.ones(3))
+
+
+def rename_parameter(model: torch.nn.Module) -> None:
+    layer = model.get_submodule("0")
+    layer.register_parameter("scale", layer._parameters.pop("weight"))
+    layer.register_parameter("bias", layer._parameters.pop("bias"))
+
+
+def prune_first(model: torch.nn.Module) -> None:
+    torch.nn.utils.prune.l1_unstructured(model.get_submodule("0"), "weight", 0.5)
+
+
+@pytest.mark.parametrize("change", [add_adapter, add_buffer, rename_parameter, prune_first])
+def test_what_a_leaf_has_been_given_since_the_last_checkpoint_is_in_the_next(tmp_path: Path, change: Any) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.checkpoint(0, {"model": model})
+        change(model)
+        handle = checkpoints.checkpoint(1, {"model": model})
+        stored = read_manifest(handle.durable.result(60)).tensors
+    assert set(stored) == {f"model.{name}" for name in model.state_dict()}

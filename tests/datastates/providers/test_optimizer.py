@@ -337,3 +337,15 @@ def test_state_of_no_parameter_is_forgotten_too(tmp_path: Path) -> None:
     with datastates.Checkpointer(tmp_path) as checkpoints:
         checkpoints.restore(state)
     assert not state["optimizer"].state
+
+
+def test_values_in_a_dict_that_has_taken_the_place_of_another_are_stored(tmp_path: Path) -> None:
+    """As every load_state_dict() of an optimizer without tensors leaves it."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        for step, state in enumerate([{"count": 1}, {"count": 2}, {"total": 3}]):
+            optimizer.state[weight] = state
+            checkpoints.checkpoint(step, {"optimizer": optimizer}).durable.result(60)
+            stored = datastates.open_checkpoint(tmp_path).encoded_python()["optimizer"]["state"]
+            assert stored == {"group0.param0": state}

@@ -97,3 +97,12 @@ def test_contexts_know_what_is_inside() -> None:
     context = make_context({"m": datastates.per_rank(model), "o": datastates.per_rank(optimizer)}, rank=0)
     assert context.group_of(model.weight) == 0
     assert context.modules == {"m": model}
+
+
+def test_another_value_in_the_wrapper_is_stored(tmp_path: Path) -> None:
+    own = datastates.per_rank(torch.zeros(2))
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.checkpoint(0, {"own": own})
+        own.value = torch.ones(2)
+        checkpoints.checkpoint(1, {"own": own})
+    assert datastates.open_checkpoint(tmp_path).read("per_rank.0.own").tolist() == [1, 1]
