@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from train_gpt import GPT, Config, Rows, lr_fraction, make_optimizer, read_config, text_files, token_cache
+
+from gpt.config import Config, read_config
+from gpt.data import Rows, text_files, token_cache
+from gpt.model import GPT, lr_fraction, make_optimizer
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_gpt.py"
 
@@ -19,12 +22,12 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "train_gpt.py"
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("learning_rate: 3e-4\nsteps: 7\nclip_norm: 2\nwidth:\n")
-    config = read_config(["--config", str(path), "--steps", "9"])
+    config = read_config(None, ["--config", str(path), "--steps", "9"])
     assert (config.learning_rate, config.steps, config.clip_norm, config.width) == (3e-4, 9, 2.0, Config().width)
 
 
 def test_the_shipped_config_is_valid() -> None:
-    assert read_config(["--config", str(SCRIPT.with_name("gpt.yaml"))]).num_micro_batches(num_ranks=4) == 2
+    assert read_config(None, ["--config", str(SCRIPT.with_name("gpt.yaml"))]).num_micro_batches(num_ranks=4) == 2
 
 
 @pytest.mark.parametrize(
@@ -40,7 +43,7 @@ def test_the_shipped_config_is_valid() -> None:
 )
 def test_a_bad_flag_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        read_config(arguments)
+        read_config(None, arguments)
     assert re.search(message, capsys.readouterr().err)
 
 
@@ -56,13 +59,13 @@ def test_a_bad_flag_is_named(arguments: list[str], message: str, capsys: pytest.
 def test_a_bad_file_is_explained(yaml: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text(yaml)
     with pytest.raises(SystemExit):
-        read_config(["--config", str(tmp_path / "config.yaml")])
+        read_config(None, ["--config", str(tmp_path / "config.yaml")])
     assert re.search(message, capsys.readouterr().err)
 
 
 def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        read_config(["--help"])
+        read_config(None, ["--help"])
     text = capsys.readouterr().out
     assert all(f"--{name.replace('_', '-')} VALUE" in text for name in vars(Config()))
     assert "steps between evaluations; 0: never (default: 20)" in " ".join(text.split())

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from launching import Launcher
 from safetensors.torch import load_file
-from train_gpt import GPT, Config
 from train_story import differing_tensors, read_checkpoint, read_metrics
+
+from gpt.config import Config
+from gpt.model import GPT
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_gpt.py"
 TINY = """--width 32 --layers 2 --heads 2 --context 32 --global-batch 16 --micro-batch 2 --eval-every 5 --eval-rows 8"""

@@ -1,0 +1,1 @@
+"""What train_gpt.py trains, on what, and how it reports: settings, data, model, metrics."""
