@@ -47,7 +47,7 @@ def test_layers_import_downwards_only(layer: str) -> None:
         assert not upward, f"{module.relative_to(ROOT)} imports {sorted(upward)}, which is not below {layer}"
 
 
-@pytest.mark.parametrize("part", ["actor", "arena", "base", "copy", "engine", "storage"])
+@pytest.mark.parametrize("part", ["actor", "arena", "base", "comm", "copy", "engine", "storage"])
 def test_only_the_bindings_include_torch(part: str) -> None:
     sources = [path for path in (ROOT / "csrc" / part).rglob("*") if path.suffix in {".h", ".cc", ".cu"}]
     assert sources
