@@ -69,7 +69,7 @@ class Checkpointer:
     def __init__(self, directory: str | os.PathLike[str], **options: Any) -> None:
         self.config = CheckpointerConfig.of(options)
         self._directory = CheckpointDirectory(directory)
-        self._coordinator = Coordinator(self.config.commit_timeout_s)
+        self._coordinator = Coordinator(self.config.commit_timeout_s, self.config.alone)
         self._channel = self._coordinator.channel()
         if self._channel.num_ranks > 1:
             prove_one_directory(self._directory.path, self._channel, self.config.commit_timeout_s)

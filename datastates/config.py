@@ -53,6 +53,9 @@ class CheckpointerConfig:
     """Size of the rotating window, bytes."""
     lazy: tuple[str, ...] = ()
     """Name patterns (``model.frozen.*``) of tensors that no optimizer writes and nobody else before the next gate."""
+    alone: bool = False
+    """This process saves and restores by itself, although ``torch.distributed`` is initialised: for state that every
+    rank holds whole and one of them keeps. A second process that saves to the directory meanwhile is refused."""
     commit_timeout_s: float = 120.0
     """Longest wait for the other ranks, seconds, in each exchange."""
     copy_threads: int = 2

@@ -182,14 +182,17 @@ class Channel:
 
 
 class Coordinator:
-    """Makes channels; owns the store. Construction is collective where ``torch.distributed`` is initialised."""
+    """Makes channels; owns the store.
 
-    def __init__(self, timeout_s: float) -> None:
+    Construction is collective where ``torch.distributed`` is initialised, unless this process is to be ``alone``.
+    """
+
+    def __init__(self, timeout_s: float, alone: bool = False) -> None:
         self.rank, self.num_ranks = 0, 1
         self._server: dist.Store | None = None
         self._address: tuple[str, int] | None = None
         self._timeout = timedelta(seconds=timeout_s)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if not alone and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
             self._address = self._rendezvous()
 

@@ -6,6 +6,8 @@ Replicas are written once, and the bytes are balanced over the ranks by cutting 
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -74,8 +76,9 @@ def plan_job(held: Sequence[Sequence[Held]], own: Sequence[frozenset[int]] | Non
         whole rows allow.
 
     Raises:
-        LayoutConflictError: one name has two shapes or dtypes.
+        LayoutConflictError: one name has two shapes or dtypes, or a part that no rank holds.
     """
+    check_complete(held)
     if len(held) == 1:
         return JobPlan((tuple(Piece(i, tensor.name, tensor.box) for i, tensor in enumerate(held[0])),))
     check_agreement(held)
@@ -111,6 +114,22 @@ def check_agreement(held: Sequence[Sequence[Held]]) -> None:
                     f"{tensor.dtype}{list(tensor.shape)} on rank {rank}; make it a DTensor if these are shards of one "
                     "tensor, or wrap it in datastates.per_rank(...) if every rank has its own"
                 )
+
+
+def check_complete(held: Sequence[Sequence[Held]]) -> None:
+    """Raise :class:`LayoutConflictError` if the boxes of some tensor leave out a part of it."""
+    everything = list(itertools.chain.from_iterable(held))
+    parts = {tensor.name: (tensor, set[Box]()) for tensor in everything if tensor.box.sizes != tensor.shape}
+    for tensor in everything if parts else ():
+        if tensor.name in parts:
+            parts[tensor.name][1].add(tensor.box)
+    for name, (tensor, boxes) in parts.items():
+        num_held, num_elements = sum(box.numel for box in boxes), math.prod(tensor.shape)
+        if num_held < num_elements:
+            raise LayoutConflictError(
+                f"the ranks that save hold {num_held} of the {num_elements} elements of {name}, a sharded tensor of "
+                f"shape {list(tensor.shape)}; save with all ranks that hold parts of it"
+            )
 
 
 def _spread(

@@ -324,7 +324,24 @@ def own_python_state(directory: Path) -> Any:
         return [state["plain"]["rank"], state["own"].value.tolist()]
 
 
+def one_for_all(directory: Path) -> Any:
+    """Rank 1 saves by itself what both hold; rank 0 is refused to save there meanwhile; both restore by themselves."""
+    state = small_state()
+    checkpoints = datastates.Checkpointer(directory, alone=True)
+    saved = told(checkpoints.checkpoint(4, state).durable.result) if RANK == 1 else ""
+    dist.barrier()
+    refused = told(checkpoints.checkpoint(5, state).durable.result) if RANK == 0 else ""
+    fresh = small_state(seed=1)
+    start = checkpoints.restore(fresh)
+    half = {"half": distribute_tensor(torch.ones(4), init_device_mesh("cpu", (2,)), [Shard(0)])}
+    part = told(checkpoints.checkpoint(6, half).durable.result) if RANK == 1 else ""
+    dist.barrier()
+    checkpoints.close()
+    return [saved, refused, start, torch.equal(fresh["model"].weight, state["model"].weight), part]
+
+
 SCENARIOS = [
+    one_for_all,
     diverged,
     different_steps,
     different_shapes,

@@ -159,6 +159,14 @@ def assert_refused_alike(results: list[list[Any]], says: str) -> None:
     assert results[0][3] == [".lock", "step-00000007"]
 
 
+def test_one_rank_saves_by_itself_what_all_hold(disagreements: Job) -> None:
+    (_, refused, *other, _), (saved, _, *one, part) = disagreements.results("one_for_all")
+    assert saved == ""
+    assert "DirectoryBusyError" in refused
+    assert one == other == [5, True]
+    assert "hold 2 of the 4 elements of half, a sharded tensor of shape [4]" in part
+
+
 def test_replicas_that_differ_are_refused_by_name_and_ranks(disagreements: Job) -> None:
     says = r"model\.weight differs between ranks 0 and 1, but looks like a replica"
     assert_refused_alike(disagreements.results("diverged"), says)
