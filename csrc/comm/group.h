@@ -35,8 +35,18 @@ class Operation {
   virtual void Receive(int from, uint32_t tag, void* data, size_t size_bytes) = 0;
   // Until all posted since the last Wait() is done; the first error.
   virtual Status Wait() = 0;
+  // Until the first `count` posted since the last Wait() are done, while later ones may be under way: what a
+  // pipeline needs. After an error nothing posted is under way any more.
+  virtual Status WaitFirst(size_t count) = 0;
 
-  // At least so many bytes, 64-byte aligned, kept between operations of the group; grows as asked.
+  // For bodies that wait for something else than messages: the reason once the operation may go on no longer,
+  // because the group is revoked, closed or its time is over; and a call, from any thread and at most once
+  // and not after the body, when the group stops. REQUIRES: `wake` does not block; set once per operation.
+  virtual Status Check() = 0;
+  virtual void WakeOnStop(std::function<void()> wake) = 0;
+
+  // At least so many bytes, 64-byte aligned, kept between operations of the group; grows as asked. Asking for
+  // more may move it: what it held is gone then.
   virtual char* Scratch(size_t size_bytes) = 0;
 };
 
@@ -52,6 +62,7 @@ class Group {
 
   // Queues an operation; all members queue the same ones in the same order. `done` is called once, on the
   // group's thread, or at once with kRevoked while the group is revoked. `timeout_s` counts from its start.
+  // One that fails revokes the group: its members no longer agree on what comes next.
   virtual void Run(Body body, double timeout_s, Done done) = 0;
 
   // Fails what is queued and running with kRevoked and this reason, and everything new until Install(). When

@@ -1,0 +1,171 @@
+#include "comm/hub.h"
+
+#include <cstdlib>
+
+#include "comm/loss_text.h"
+
+namespace elastates {
+namespace {
+
+constexpr char kRevokeTopic[] = "revoke";
+constexpr char kFarewellTopic[] = "farewell";
+
+}  // namespace
+
+uint64_t GroupId(const std::string& name) {
+  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
+  for (unsigned char byte : name) hash = (hash ^ byte) * 0x100000001b3;
+  return hash;
+}
+
+Hub::Hub(Messenger& messenger) : messenger_(messenger) {
+  HandleControl(kRevokeTopic, [this](MemberId, const std::string& content) { OnRevokeMessage(content); });
+  HandleControl(kFarewellTopic, [this](MemberId from, const std::string&) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    has_left_.insert(from);
+  });
+  Messenger::Observer observer;
+  observer.on_control = [this](MemberId from, const std::string& content) { OnControl(from, content); };
+  observer.on_loss = [this](MemberId peer, Loss loss, const std::string& why, const std::string& proof) {
+    OnLoss(peer, loss, why, proof);
+  };
+  messenger_.SetObserver(std::move(observer));
+}
+
+Hub::~Hub() {
+  for (const auto& group : LivingGroups()) CloseGroup(group);
+}
+
+Result<std::shared_ptr<QueuedGroup>> Hub::MakeGroup(const std::string& name, View view) {
+  bool is_member = false;
+  for (const Member& member : view.members) is_member |= member == messenger_.self();
+  if (!is_member) {
+    return Status(StatusCode::kInvalidArgument, "this process is not among the members of group " + name);
+  }
+  std::shared_ptr<QueuedGroup> group;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    std::shared_ptr<QueuedGroup>& slot = groups_[GroupId(name)];
+    if (slot) return Status(StatusCode::kInvalidArgument, "there is a group named " + name + " already");
+    const auto announce = [this](const QueuedGroup& revoked, const View& revoked_view,
+                                 const std::string& why) { Announce(revoked, revoked_view, why); };
+    group = slot = std::make_shared<QueuedGroup>(messenger_, GroupId(name), name, std::move(view), announce);
+  }
+  RevokeIfLost(*group);
+  return group;
+}
+
+void Hub::CloseGroup(const std::shared_ptr<QueuedGroup>& group) {
+  group->Close();
+  std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = groups_.find(group->id());
+  if (found != groups_.end() && found->second == group) groups_.erase(found);
+}
+
+Status Hub::Install(QueuedGroup& group, View view) {
+  const Status status = group.Install(std::move(view));
+  if (status.ok()) RevokeIfLost(group);
+  return status;
+}
+
+std::shared_ptr<QueuedGroup> Hub::FindGroup(uint64_t group_id) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = groups_.find(group_id);
+  return found == groups_.end() ? nullptr : found->second;
+}
+
+void Hub::HandleControl(const std::string& topic, ControlHandler handler) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  control_handlers_[topic] = std::move(handler);
+}
+
+void Hub::SendControl(MemberId to, const std::string& topic, const std::string& content) {
+  messenger_.SendControl(to, topic + " " + content);
+}
+
+void Hub::HandleLosses(LossHandler handler) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  loss_handlers_.push_back(std::move(handler));
+}
+
+std::map<MemberId, LostMember> Hub::losses() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return losses_;
+}
+
+void Hub::Leave() {
+  std::set<MemberId> peers;
+  for (const auto& group : LivingGroups()) {
+    for (const Member& member : group->view()->members) peers.insert(member.id);
+  }
+  peers.erase(messenger_.self().id);
+  for (MemberId peer : peers) SendControl(peer, kFarewellTopic, "");
+}
+
+void Hub::OnControl(MemberId from, const std::string& content) {
+  const size_t end = content.find(' ');
+  ControlHandler handler;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = control_handlers_.find(content.substr(0, end));
+    if (found == control_handlers_.end()) return;  // of a topic that only newer ones know
+    handler = found->second;
+  }
+  handler(from, end == std::string::npos ? "" : content.substr(end + 1));
+}
+
+void Hub::OnLoss(MemberId peer, Loss loss, const std::string& why, const std::string& proof) {
+  const LostMember lost{peer, loss, why, proof};
+  std::vector<LossHandler> handlers;
+  bool has_left;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    losses_[peer] = lost;
+    handlers = loss_handlers_;
+    has_left = has_left_.count(peer) > 0;
+  }
+  if (!has_left) {
+    for (const auto& group : LivingGroups()) RevokeIfLost(*group);
+  }
+  for (const LossHandler& handler : handlers) handler(lost);
+}
+
+void Hub::RevokeIfLost(QueuedGroup& group) {
+  const std::shared_ptr<const View> view = group.view();
+  std::vector<int> ranks;
+  std::string why;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (size_t rank = 0; rank < view->members.size(); ++rank) {
+      const auto found = losses_.find(view->members[rank].id);
+      if (found == losses_.end() || has_left_.count(found->first) > 0) continue;
+      ranks.push_back(static_cast<int>(rank));
+      why = found->second.why;
+    }
+  }
+  if (!ranks.empty()) group.RevokeEpochSoon(view->epoch, DescribeLoss(*view, ranks, why));
+}
+
+void Hub::Announce(const QueuedGroup& group, const View& view, const std::string& why) {
+  const std::string content = std::to_string(group.id()) + " " + std::to_string(view.epoch) + " " + why;
+  for (const Member& member : view.members) {
+    if (!(member == messenger_.self())) SendControl(member.id, kRevokeTopic, content);
+  }
+}
+
+void Hub::OnRevokeMessage(const std::string& content) {
+  char* end = nullptr;
+  const uint64_t group_id = std::strtoull(content.c_str(), &end, 10);
+  const uint32_t epoch = static_cast<uint32_t>(std::strtoul(end, &end, 10));
+  const std::shared_ptr<QueuedGroup> group = FindGroup(group_id);
+  if (group) group->RevokeEpochSoon(epoch, *end == ' ' ? end + 1 : end);
+}
+
+std::vector<std::shared_ptr<QueuedGroup>> Hub::LivingGroups() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<std::shared_ptr<QueuedGroup>> groups;
+  for (const auto& [id, group] : groups_) groups.push_back(group);
+  return groups;
+}
+
+}  // namespace elastates
