@@ -142,7 +142,7 @@ class TierLane:
                 pace=self.pace,
                 threads=self.tier.threads,
                 part_bytes=self.tier.part_bytes,
-                replaces_damaged=offer.step in self.damaged,
+                damaged=frozenset(self.damaged),
                 check_writer=self._writer.check,
             )
             self.damaged.discard(offer.step)

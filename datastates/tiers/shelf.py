@@ -173,7 +173,7 @@ class Shelf:
 
         Args:
             file: of a checkpoint that is to be sent.
-            steps: complete ones in the store.
+            steps: whole ones in the store.
             listing: of the store.
         """
         wanted = _checks(file)
@@ -185,6 +185,7 @@ class Shelf:
     def add(self, step: int, files: Collection[FilePlan], where: Where) -> None:
         """A checkpoint was sent: the next one is likely to share files with it."""
         self._contents[step_name(step)] = Content({file.name: file for file in files}, where)
+        self._references[step_name(step)] = _objects(where)  # not those of one that made way for it
         while len(self._contents) > self.KEPT:
             del self._contents[next(iter(self._contents))]
 
@@ -196,10 +197,18 @@ class Shelf:
 
     def _read(self, folder: str) -> frozenset[str]:
         try:
-            where = load(self._get(f"{folder}/{WHERE}"), self._store.step_url(folder))
+            return _objects(self._read_twice(folder))
         except (DamagedCheckpointError, FileNotFoundError):
             return frozenset()
-        return frozenset(stored.object for stored in where.values())
+
+    def _read_twice(self, folder: str) -> Where:
+        """A second time if need be: what was damaged under way is whole where it comes from, and so are its objects."""
+        for _ in range(2):
+            try:
+                return load(self._get(f"{folder}/{WHERE}"), self._store.step_url(folder))
+            except DamagedCheckpointError as error:
+                damage = error
+        raise damage
 
     def _candidates(self, name: str, steps: Collection[int]) -> Iterator[tuple[FilePlan, Stored]]:
         match = _SOURCE.fullmatch(name)
@@ -227,6 +236,10 @@ class Shelf:
             files = plan_files(manifest.load(raw, url), self._part_bytes)
             self.add(step, files, read_where(self._store, folder, files, self._get))
         return self._contents[folder]
+
+
+def _objects(where: Where) -> frozenset[str]:
+    return frozenset(stored.object for stored in where.values())
 
 
 def _checks(file: FilePlan) -> set[Check]:

@@ -54,7 +54,7 @@ def upload(
     pace: Pace,
     threads: int,
     part_bytes: int,
-    replaces_damaged: bool = False,
+    damaged: Collection[int] = (),
     check_writer: Callable[[], None] = lambda: None,
 ) -> Uploaded:
     """Copy a published checkpoint; once this returns, the copy is whole and verified.
@@ -67,11 +67,13 @@ def upload(
         pace: bandwidth cap and retries.
         threads: files, and parts, under way at once.
         part_bytes: see :func:`datastates.tiers.plan.plan_files`.
-        replaces_damaged: a checkpoint of this step that is there already is known to be damaged and makes way.
+        damaged: steps whose copies there are known to be damaged: one of this step makes way, and nothing is shared
+            with any of them.
         check_writer: raises if another job has begun to write to the store.
 
     Raises:
-        ReplicationError: another checkpoint of this step is there; or the copy is not what was sent.
+        ReplicationError: another checkpoint of this step is there, or what others share with it; or the copy is not
+            what was sent.
         DamagedCheckpointError: the local files are not what was written.
         Stopped: the job is ending.
     """
@@ -80,14 +82,18 @@ def upload(
     size_bytes = sum(file.stored_bytes for file in files)
     name = step_name(step)
     there = pace.retried(store.listing, f"listing {store.url}")
+    whole = [other for other in complete_steps(there) if other != step and other not in damaged]
+    needed = set() if store.has_links or name not in there else shelf.referenced(whole, there)
     if manifest.FILE_NAME in there.get(name, {}):
         is_same = pace.retried(lambda: store.get(f"{name}/{manifest.FILE_NAME}"), f"reading {name}") == raw
         if is_same and pace.retried(lambda: _has_all(store, name, files), f"listing {store.url}"):
             return Uploaded(store.step_url(name), size_bytes, 0)
-        _make_way(store, name, pace, replaces_damaged or is_same)
+        if step in damaged:  # the same one takes their place with the same bytes
+            _refuse_if_needed(store, name, there, needed)
+        _make_way(store, name, pace, step in damaged or is_same, needed)
         there.pop(name)
-    journal = Journal.resume(store, store.staging(name), raw, there, pace)
-    where, linked = _share(store, files, journal, there, shelf)
+    journal = Journal.resume(store, store.staging(name), raw, there, pace, needed)
+    where, linked = _share(store, files, journal, there, shelf, whole)
     sent = _send(store, checkpoint, [file for file in files if file.name not in linked], where, journal, pace, threads)
     if where:
         pace.retried(lambda: store.put(f"{journal.folder}/{WHERE}", dump(where)), f"writing {WHERE}")
@@ -112,7 +118,9 @@ class Journal:
         self._lock = threading.Lock()
 
     @classmethod
-    def resume(cls, store: Store, folder: str, raw: bytes, there: Listing, pace: Pace) -> Journal:
+    def resume(
+        cls, store: Store, folder: str, raw: bytes, there: Listing, pace: Pace, needed: Collection[str] = ()
+    ) -> Journal:
         """Of the upload in ``folder`` if it is of the same checkpoint; else what is there is removed first."""
         digest = raw[-67:-3].decode()  # of the manifest, which has the checksums of everything else
         left = there.get(folder, {})
@@ -122,6 +130,7 @@ class Journal:
                 complete = {name: size for name, size in said["complete"].items() if left.get(name) == size}
                 return cls(store, folder, digest, complete, pace)
         if left:
+            _refuse_if_needed(store, folder, there, needed)
             pace.retried(lambda: store.remove(folder), f"removing what another upload left in {folder}")
         pace.retried(store.sweep, f"removing unfinished uploads from {store.url}")
         journal = cls(store, folder, digest, {}, pace)
@@ -149,7 +158,7 @@ def _read_journal(raw: bytes) -> dict[str, Any]:
 
 
 def _share(
-    store: Store, files: Collection[FilePlan], journal: Journal, there: Listing, shelf: Shelf
+    store: Store, files: Collection[FilePlan], journal: Journal, there: Listing, shelf: Shelf, whole: Collection[int]
 ) -> tuple[dict[str, Stored], set[str]]:
     """Where the files go that are shared with other checkpoints, and which of them are there already as links."""
     where: dict[str, Stored] = {}
@@ -157,7 +166,7 @@ def _share(
     for file in files:
         if not file.is_source:
             continue
-        found = shelf.find(file, complete_steps(there), there)
+        found = shelf.find(file, whole, there)
         if not store.has_links:
             where[file.name] = next(found, shared_object(file))
         elif any(store.adopt(f"{journal.folder}/{file.name}", file, stored.object) for stored in found):
@@ -202,14 +211,23 @@ def _has_all(store: Store, name: str, files: Collection[FilePlan]) -> bool:
     return not missing(store, expected(store, name, files, where))
 
 
-def _make_way(store: Store, name: str, pace: Pace, replaces_damaged: bool) -> None:
+def _refuse_if_needed(store: Store, folder: str, there: Listing, needed: Collection[str]) -> None:
+    """Files that other checkpoints refer to must not go, and none of other content may take their names."""
+    if theirs := [file for file in there[folder] if f"{folder}/{file}" in needed]:
+        raise ReplicationError(
+            f"{store.step_url(folder)} has files that other checkpoints there refer to ({', '.join(theirs[:8])}), and "
+            "nothing is ever overwritten; remove those checkpoints, or give this run another URL"
+        )
+
+
+def _make_way(store: Store, name: str, pace: Pace, replaces_damaged: bool, needed: Collection[str]) -> None:
     if not replaces_damaged:
         raise ReplicationError(
             f"{store.step_url(name)} is there already with other content, and nothing is ever overwritten; remove it, "
             "or give this run another URL"
         )
     logger.warning("%s is damaged and is replaced", store.step_url(name))
-    pace.retried(lambda: store.remove(name), f"removing the damaged {name} from {store.url}")
+    pace.retried(lambda: store.remove(name, needed), f"removing the damaged {name} from {store.url}")
 
 
 def _check_sizes(store: Store, folder: str, files: Collection[FilePlan], where: Where, pace: Pace) -> None:
