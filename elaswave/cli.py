@@ -7,7 +7,10 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-GROUPS = {"ckpt": ("datastates.cli", "checkpoints: list, show, verify, compare, repair, convert and prune them")}
+GROUPS = {
+    "ckpt": ("datastates.cli", "checkpoints: list, show, verify, compare, repair, convert and prune them"),
+    "run": ("elaswave.launcher", "run a script on every rank; the ranks that live go on when others die"),
+}
 """Name -> (module with ``main(arguments) -> exit status``, what it is about)."""
 
 

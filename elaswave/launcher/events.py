@@ -1,0 +1,106 @@
+"""What can happen to a process of a job, told to all agents and pushed to all workers as one line of JSON each.
+
+``{"event": "death", "rank": 3, "node": 1, "attempt": 0, "pid": 4711, "id": "9f..", "status": 137, ...}``
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Event:
+    """Base of all; ``name`` is the value of "event" on the wire."""
+
+    name: ClassVar[str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Started(Event):
+    """A process was started for a rank: the first one, or a replacement (``attempt`` counts them)."""
+
+    name: ClassVar[str] = "started"
+    rank: int
+    node: int
+    attempt: int
+    pid: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Joined(Event):
+    """The process of a rank has said who it is; ``handle`` is opaque here and leads other ranks to it."""
+
+    name: ClassVar[str] = "joined"
+    rank: int
+    node: int
+    attempt: int
+    id: str
+    handle: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Death(Event):
+    """A process has ended, proven by ``waitpid``; ``status`` as a shell counts (0: it finished)."""
+
+    name: ClassVar[str] = "death"
+    rank: int
+    node: int
+    attempt: int
+    pid: int
+    id: str
+    status: int
+    how: str
+    is_replaced: bool = False
+    """somebody is about to take its place"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hang(Event):
+    """A rank made no mark for the failure timeout; who can leave its wait should, and make a mark."""
+
+    name: ClassVar[str] = "hang"
+    rank: int
+    node: int
+    step: int
+    silent_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Alive(Event):
+    """A rank that seemed to hang has made a mark."""
+
+    name: ClassVar[str] = "alive"
+    rank: int
+    node: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AgentLost(Event):
+    """An agent cannot be reached any more. No proof of anything about its ranks."""
+
+    name: ClassVar[str] = "agent_lost"
+    node: int
+    why: str
+
+
+KINDS: dict[str, type[Event]] = {kind.name: kind for kind in (Started, Joined, Death, Hang, Alive, AgentLost)}
+
+
+def encode(event: Event) -> dict[str, Any]:
+    """The event as it goes over the wire."""
+    return {"event": event.name, **dataclasses.asdict(event)}
+
+
+def decode(message: Mapping[str, Any]) -> Event:
+    """The event of a message.
+
+    Raises:
+        ValueError: unknown kind, or not its fields.
+    """
+    fields = dict(message)
+    kind = KINDS.get(fields.pop("event", None))
+    if kind is None or fields.keys() != {field.name for field in dataclasses.fields(kind)}:
+        raise ValueError(f"not an event of this version of elastates: {message!r}")
+    return kind(**fields)

@@ -1,0 +1,124 @@
+"""Who gets which rank, environment and log files: pure functions on frozen dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from elaswave.launcher.options import Options
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Node:
+    """An agent as the others know it."""
+
+    node: int
+    host: str
+    """address by which the others reach it"""
+    port: int
+    """where it listens for agents; 0: there are no others"""
+    store_port: int
+    """of the c10d TCPStore that it hosts"""
+    num_workers: int
+    num_spares: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What all agents of a job agree on before anything starts."""
+
+    job: str
+    """name of this run of the job, never used again"""
+    secret: str
+    nodes: tuple[Node, ...]
+
+    @property
+    def num_ranks(self) -> int:
+        return sum(node.num_workers for node in self.nodes)
+
+    def ranks_of(self, node: int) -> range:
+        """Ranks are numbered through, node by node."""
+        first = sum(other.num_workers for other in self.nodes[:node])
+        return range(first, first + self.nodes[node].num_workers)
+
+    def endpoints(self) -> str:
+        """Where all agents listen, for whoever comes later: "10.0.0.1:4000,10.0.0.2:4000"."""
+        return ",".join(f"{node.host}:{node.port}" for node in self.nodes if node.port)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorkerPlan:
+    """A process to be started."""
+
+    title: str
+    """"rank 3", "spare 0": its prefix on the terminal"""
+    command: tuple[str, ...]
+    env: dict[str, str]
+    out: Path | None
+    """file for its standard output; None: the terminal of the agent"""
+    err: Path | None
+
+
+def rank_environment(job: Job, options: Options, *, node: int, rank: int, attempt: int, master: Node) -> dict[str, str]:
+    """What tells a process its place: torchrun's names, so that programs written for it run unchanged."""
+    ranks = job.ranks_of(node) if rank in job.ranks_of(node) else range(rank, rank + 1)
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(job.num_ranks),
+        "LOCAL_RANK": str(rank - ranks.start),
+        "LOCAL_WORLD_SIZE": str(len(ranks)),
+        "GROUP_RANK": str(node),
+        "GROUP_WORLD_SIZE": str(len(job.nodes)),
+        "MASTER_ADDR": master.host,
+        "MASTER_PORT": str(master.store_port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RUN_ID": job.job,
+        "TORCHELASTIC_RESTART_COUNT": str(attempt),
+        "ELASWAVE_ATTEMPT": str(attempt),
+    }
+
+
+def job_environment(job: Job, options: Options, *, agent_address: str, token: str) -> dict[str, str]:
+    """What every process of the job gets, spares included; ``token`` names the process to its agent."""
+    return {
+        "ELASWAVE_JOB": job.job,
+        "ELASWAVE_SECRET": job.secret,
+        "ELASWAVE_AGENT": agent_address,
+        "ELASWAVE_AGENTS": job.endpoints(),
+        "ELASWAVE_TOKEN": token,
+        "ELASWAVE_FAILURE_TIMEOUT_S": f"{options.timeouts.failure_timeout_s:g}",
+        "ELASWAVE_WITNESS": options.witness,
+    }
+
+
+def rank_logs(log_dir: Path | None, *, rank: int, attempt: int) -> tuple[Path | None, Path | None]:
+    """Files of a rank's standard output and error; each process has its own, so that nothing is overwritten."""
+    if log_dir is None:
+        return None, None
+    stem = f"rank-{rank:05d}.{attempt}"
+    return log_dir / f"{stem}.out", log_dir / f"{stem}.err"
+
+
+def worker_command(options: Options) -> tuple[str, ...]:
+    """The script under this interpreter; unbuffered, since what a killed process had buffered is lost."""
+    return (sys.executable, "-u", *(("-m",) if options.is_module else ()), *options.command)
+
+
+def spare_command(options: Options) -> tuple[str, ...]:
+    """A process that imports torch and waits for a rank to take over."""
+    flag = ("--module",) if options.is_module else ()
+    return (sys.executable, "-u", "-m", "elaswave.launcher.spare", *flag, *options.command)
+
+
+def job_to_wire(job: Job) -> dict[str, Any]:
+    """The job without its secret, which both sides have."""
+    return {"job": job.job, "nodes": [dataclasses.asdict(node) for node in job.nodes]}
+
+
+def job_from_wire(message: dict[str, Any], *, secret: str) -> Job:
+    """The inverse."""
+    nodes: Sequence[dict[str, Any]] = message["nodes"]
+    return Job(job=message["job"], secret=secret, nodes=tuple(Node(**node) for node in nodes))

@@ -1,0 +1,91 @@
+"""What became of every rank of the job, as far as this agent was told. Pure: events go in, questions are answered."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from elaswave import exits
+from elaswave.launcher.events import AgentLost, Death, Event, Joined, Started
+
+
+@dataclasses.dataclass
+class Seat:
+    """A rank's place, and the process that has it, or had it last."""
+
+    rank: int
+    node: int
+    attempt: int = -1
+    pid: int = 0
+    joined: Joined | None = None
+    death: Death | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self.pid > 0 and self.death is None
+
+
+class Roster:
+    """All seats. A rank is *left* while its process runs or after it has finished with 0, unless its agent is lost."""
+
+    def __init__(self, ranks_of_nodes: list[range]) -> None:
+        """``ranks_of_nodes[n]`` are the ranks of node n."""
+        self.seats = {rank: Seat(rank, node) for node, ranks in enumerate(ranks_of_nodes) for rank in ranks}
+        self.lost_nodes: set[int] = set()
+        self.last_failure: Death | None = None
+
+    def apply(self, event: Event) -> None:
+        """Take note of what has happened."""
+        if isinstance(event, Started):
+            self.seats[event.rank] = Seat(event.rank, event.node, event.attempt, event.pid)
+        elif isinstance(event, Joined) and self._is_current(event):
+            self.seats[event.rank].joined = event
+        elif isinstance(event, Death) and self._is_current(event):
+            self.seats[event.rank].death = event
+            self.last_failure = event if event.status else self.last_failure
+        elif isinstance(event, AgentLost):
+            self.lost_nodes.add(event.node)
+
+    def history(self) -> list[Event]:
+        """Events that lead a newcomer to this state, but for what earlier processes of a rank did."""
+        told: list[Event] = [AgentLost(node=node, why="lost before") for node in sorted(self.lost_nodes)]
+        for seat in self.seats.values():
+            if seat.pid:
+                told.append(Started(rank=seat.rank, node=seat.node, attempt=seat.attempt, pid=seat.pid))
+            told += [event for event in (seat.joined, seat.death) if event]
+        return told
+
+    def num_left(self) -> int:
+        """Ranks that run, will be started, or have finished."""
+        return sum(map(self._is_left, self.seats.values()))
+
+    def num_finished(self) -> int:
+        """Ranks that ended with 0."""
+        return sum(seat.death is not None and seat.death.status == exits.FINISHED for seat in self.seats.values())
+
+    def is_over(self) -> bool:
+        """Nothing runs any more on a node that can be reached."""
+        return all(
+            seat.node in self.lost_nodes or (seat.death is not None and not seat.death.is_replaced)
+            for seat in self.seats.values()
+        )
+
+    def exit_status(self, min_ranks: int) -> int:
+        """The job's, once it is over."""
+        if self.num_finished() >= min_ranks:
+            return exits.FINISHED
+        return self.last_failure.status if self.last_failure else exits.NO_QUORUM
+
+    def rank_of(self, member_id: str) -> int | None:
+        """The rank whose running process said that it is this member."""
+        for seat in self.seats.values():
+            if seat.is_running and seat.joined and seat.joined.id == member_id:
+                return seat.rank
+        return None
+
+    def _is_left(self, seat: Seat) -> bool:
+        if seat.node in self.lost_nodes:
+            return False
+        return seat.death is None or seat.death.is_replaced or seat.death.status == exits.FINISHED
+
+    def _is_current(self, event: Joined | Death) -> bool:
+        return self.seats[event.rank].attempt == event.attempt

@@ -1,0 +1,143 @@
+"""The processes of one agent: starting them, who is at which connection, and their ends, known by pidfd in no time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import secrets
+from collections.abc import Callable, Iterator
+
+from elaswave.launcher.channel import Channel, Message
+from elaswave.launcher.console import Console
+from elaswave.launcher.plan import WorkerPlan
+from elaswave.launcher.worker import Worker
+
+
+@dataclasses.dataclass(eq=False)
+class Process:
+    """A running process of this agent."""
+
+    worker: Worker
+    token: str
+    rank: int | None
+    """None: a spare"""
+    attempt: int
+    channels: set[Channel] = dataclasses.field(default_factory=set)
+    is_warm: bool = False
+    """a spare that has imported everything and waits"""
+    verdict: str = ""
+    """why the agent killed it, if it did"""
+
+    def send(self, message: Message) -> None:
+        """To every connection that it has here."""
+        for channel in self.channels:
+            channel.send(message)
+
+
+class Staff:
+    """All processes of one agent that have not been reaped; used from the event loop's thread only."""
+
+    def __init__(self, console: Console, ended: Callable[[Process, int], None]) -> None:
+        """``ended(process, status)`` is called when one has ended and was reaped."""
+        self._console, self._ended = console, ended
+        self._of_token: dict[str, Process] = {}
+
+    def __iter__(self) -> Iterator[Process]:
+        return iter(list(self._of_token.values()))
+
+    def ranks(self) -> list[Process]:
+        """Those that are no spares."""
+        return [process for process in self if process.rank is not None]
+
+    def free_spare(self) -> Process | None:
+        """A spare to take a place: a warm one if there is any."""
+        return max((process for process in self if process.rank is None), key=lambda one: one.is_warm, default=None)
+
+    async def start(self, plan: WorkerPlan, *, token: str, rank: int | None, attempt: int) -> Process:
+        """Start a process, which must be given ``token`` in its environment."""
+        self.follow(plan)
+        worker = await asyncio.to_thread(Worker, plan)
+        process = self._of_token[token] = Process(worker, token, rank, attempt)
+        asyncio.get_running_loop().add_reader(worker.pidfd, self._reap, process)
+        return process
+
+    def follow(self, plan: WorkerPlan) -> None:
+        """Show what is written to its files."""
+        for path, is_error in ((plan.out, False), (plan.err, True)):
+            if path:
+                self._console.follow(path, f"[{plan.title}] ", is_error=is_error)
+
+    def of_token(self, token: object) -> Process:
+        """The process that was started with a token.
+
+        Raises:
+            ValueError: there is none, or it has ended.
+        """
+        process = self._of_token.get(str(token))
+        if process is None:
+            raise ValueError(f"no process of this agent was started with the token {token!r} (ELASWAVE_TOKEN)")
+        return process
+
+    def of_channel(self, channel: Channel) -> Process | None:
+        """The process that said it is at the other end."""
+        return next((process for process in self if channel in process.channels), None)
+
+    def hung_up(self, channel: Channel) -> None:
+        """Forget a connection."""
+        for process in self:
+            process.channels.discard(channel)
+
+    def send(self, message: Message) -> None:
+        """Tell everybody."""
+        for process in self:
+            process.send(message)
+
+    def signal(self, number: int) -> None:
+        """To every process that is no spare."""
+        for process in self.ranks():
+            process.worker.signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL all, and all that they started."""
+        for process in self:
+            process.worker.kill()
+
+    def _reap(self, process: Process) -> None:
+        asyncio.get_running_loop().remove_reader(process.worker.pidfd)
+        status = process.worker.reap()
+        self._of_token.pop(process.token)
+        for path in filter(None, (process.worker.plan.out, process.worker.plan.err)):
+            self._console.unfollow(path)
+        self._ended(process, status)
+
+    async def end(self) -> None:
+        """Kill and reap whatever is left."""
+        while processes := list(self):
+            for process in processes:
+                asyncio.get_running_loop().remove_reader(process.worker.pidfd)
+                with contextlib.suppress(ProcessLookupError):
+                    process.worker.kill()
+                await _ended(process.worker.pidfd)
+                self._ended_quietly(process)
+
+    def _ended_quietly(self, process: Process) -> None:
+        self._of_token.pop(process.token)
+        process.worker.reap()
+        for path in filter(None, (process.worker.plan.out, process.worker.plan.err)):
+            self._console.unfollow(path)
+
+
+async def _ended(pidfd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(pidfd)
+
+
+def draw_token() -> str:
+    """A name for a process that nobody guesses."""
+    return secrets.token_hex(16)

@@ -1,0 +1,48 @@
+"""The one knob of failure handling, and every time that follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+
+@dataclasses.dataclass(frozen=True)
+class Timeouts:
+    """All waits of a job, derived from how long a silent process is believed to be well."""
+
+    failure_timeout_s: float = 30.0
+    """the knob: how long a training thread may make no mark inside a step, or an agent say nothing to the others"""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.failure_timeout_s) and self.failure_timeout_s > 0):
+            raise ValueError(f"failure_timeout_s must be a positive number of seconds, got {self.failure_timeout_s!r}")
+
+    @property
+    def hang_check_s(self) -> float:
+        """Between two looks at the progress marks; adds to the time in which a hang is found."""
+        return min(1.0, self.failure_timeout_s / 30)
+
+    @property
+    def hang_answer_s(self) -> float:
+        """How long ranks that were told of a hang have to make a mark, before the silent ones are killed."""
+        return self.failure_timeout_s / 10
+
+    @property
+    def heartbeat_s(self) -> float:
+        """Between two signs of life from one agent to another."""
+        return self.failure_timeout_s / 6
+
+    @property
+    def stop_grace_s(self) -> float:
+        """From asking workers to end (SIGTERM) to SIGKILL: time for a last checkpoint."""
+        return 5 * self.failure_timeout_s
+
+    @property
+    def meeting_s(self) -> float:
+        """How long the agents, and then the ranks, of a job wait for each other at the start."""
+        return 10 * self.failure_timeout_s
+
+    def describe(self) -> str:
+        """One line with all of them, for the log."""
+        names = ("failure_timeout_s", "hang_check_s", "hang_answer_s", "heartbeat_s", "stop_grace_s", "meeting_s")
+        return ", ".join(f"{name}={getattr(self, name):g}" for name in names)
