@@ -19,11 +19,13 @@ from datastates.convert.publish import refuse_existing
 from datastates.convert.safetensors_file import STEP_KEY, TIES_KEY, export_safetensors, safetensors_source
 from datastates.convert.source import Progress, Source, cast, checkpoint_source, renamed, ties_of
 from datastates.convert.torch_file import export_torch, gathered, torch_state
-from datastates.convert.tree import Incoming, state_tree, tied
+from datastates.convert.tree import Incoming, names_inside, parse_ties, state_tree, tied
 from datastates.reader import CheckpointReader
 
 EXPORTS = ("safetensors", "hf", "dcp", "torch")
 IMPORTS = ("safetensors", "hf", "dcp", "torch")
+STORED_WHOLE = ("tuple", "set", "frozenset", "deque", "numpy_tensor", "quantized")
+"""Kinds of Python values that DCP pickles together with the tensors inside."""
 
 __all__ = ["EXPORTS", "IMPORTS", "detect", "export", "import_state"]
 
@@ -49,7 +51,8 @@ def export(
         path: a new file (``safetensors``, ``torch``) or directory (``hf``, ``dcp``).
         to: one of :data:`EXPORTS`.
         only: name patterns; all tensors if empty, for ``hf`` those of ``model.*``.
-        dtype: what floating-point tensors become; ``None``: as they are.
+        dtype: what floating-point tensors become; ``None``: as they are. The parts of quantised tensors, and NumPy
+            arrays that are stored as tensors, stay as they are.
         strip: taken away from the front of every name that has it; by default ``model.`` for ``hf``. For
             ``safetensors`` and ``hf``.
         max_shard_bytes: of the files of ``hf``.
@@ -68,7 +71,9 @@ def export(
     refuse_existing(path)
     if to == "hf":
         only, strip = only or ["model.*"], "model." if strip is None else strip
-    source = cast(checkpoint_source(reader, only, rank), dtype)
+    source = checkpoint_source(reader, only, rank)
+    if dtype is not None:
+        source = cast(source, dtype, names_inside(reader.encoded_python(rank), rank, ("numpy_tensor", "quantized")))
     ties = ties_of(reader, source.entries, rank)
     if to in ("hf", "safetensors"):
         source = renamed(source, _stripped(source, strip or ""))
@@ -84,8 +89,10 @@ def export(
     elif to == "dcp":
         from datastates.convert.dcp import export_dcp
 
-        empty = {name: torch.empty(e.shape, dtype=e.dtype, device="meta") for name, e in source.entries.items()}
-        tree = state_tree(reader, list(empty), empty.__getitem__, rank, allow_pickle)
+        found = {name: torch.empty(e.shape, dtype=e.dtype, device="meta") for name, e in source.entries.items()}
+        inside = names_inside(reader.encoded_python(rank), rank, STORED_WHOLE) & set(found)
+        found |= gathered(renamed(source, {name: name for name in inside}), path.parent)
+        tree = state_tree(reader, list(found), found.__getitem__, rank, allow_pickle)
         export_dcp(tree, source, path, ties, progress)
     else:
         names = list(source.entries)
@@ -139,8 +146,10 @@ def import_state(
 
     Raises:
         FileExistsError: the step is there already.
-        ValueError: the file is not of that format, or holds what a checkpoint cannot.
+        ValueError: the file is not of that format, or holds what a checkpoint cannot; or a bad step.
     """
+    if step < 0:
+        raise ValueError(f"step is {step}, expected 0 or more")
     format = format or detect(path)
     if format not in IMPORTS:
         raise ValueError(f"cannot import {format!r}, expected one of {', '.join(IMPORTS)}")
@@ -160,5 +169,5 @@ def import_state(
 def _tensors_alone(source: Source, metadata: dict[str, str], prefix: str | None) -> Incoming:
     if prefix is None:
         prefix = "" if STEP_KEY in metadata else "model."
-    ties = {f"{prefix}{a}": f"{prefix}{b}" for a, b in json.loads(metadata.get(TIES_KEY, "{}")).items()}
+    ties = {f"{prefix}{a}": f"{prefix}{b}" for a, b in parse_ties(metadata.get(TIES_KEY, "{}")).items()}
     return tied(Incoming(renamed(source, {f"{prefix}{name}": name for name in source.entries}), {}, {}), ties)

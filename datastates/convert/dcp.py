@@ -6,7 +6,7 @@ import io
 import itertools
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,17 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import ReadItem, WriteItem
+from torch.distributed.checkpoint.planner import ReadItem, WriteItem, WriteItemType
 
+from datastates.convert.dcp_metadata import DirectoryReader, read_metadata
 from datastates.convert.publish import new_directory
 from datastates.convert.source import Entry, Progress, Source, Stream, batches
-from datastates.convert.tree import Incoming, Tree, default_prefix, named_state, tied
+from datastates.convert.tree import Incoming, Tree, default_prefix, named_state, parse_ties, tied
 from datastates.convert.unpickling import torch_load
 
 METADATA_NAME = ".metadata"
+MAX_LIST = 1 << 24
+"""Beyond so many items, a list index of the metadata is taken for damage."""
 TIES_NAME = "elastates_ties.json"
 """Tied names -> the tensor's; DCP has no place for it, and does not look at other files."""
 
@@ -61,7 +64,7 @@ class _StreamingPlanner(DefaultSavePlanner):
 
     def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
         name = write_item.index.fqn
-        if name not in self._source.entries:  # a Python value, or a small tensor inside one
+        if write_item.type == WriteItemType.BYTE_IO or name not in self._source.entries:  # a Python value
             return super().resolve_data(write_item)
         entry = self._source.entries[name]
         tensor = torch.empty(entry.shape, dtype=entry.dtype)
@@ -86,17 +89,19 @@ def dcp_state(path: Path, prefix: str | None = None, allow_pickle: bool = False)
     Args:
         path: the directory.
         prefix: put in front of every name; ``None``: ``model.`` if the state is one module's, else nothing.
-        allow_pickle: read Python values with pickle, which can run code, and not as ``weights_only=True`` does.
+        allow_pickle: read metadata and Python values with pickle, which can run code, and not as ``weights_only=True``
+            does.
 
     Raises:
-        ValueError: the directory has no metadata, or a Python value that only pickle can read.
+        ValueError: the directory has no metadata, or metadata or a Python value that only pickle can read.
     """
     if not (path / METADATA_NAME).exists():
         raise ValueError(f"{path} has no {METADATA_NAME}: expected a directory written by torch.distributed.checkpoint")
-    metadata = dcp.FileSystemReader(path).read_metadata()
+    reader = DirectoryReader(path, read_metadata(path / METADATA_NAME, allow_pickle))
+    metadata = reader.metadata
     stored = metadata.state_dict_metadata
     paths = metadata.planner_data or {name: (name,) for name in stored}
-    python = _read_python(path, [name for name in stored if name not in _tensors(metadata)], allow_pickle)
+    python = _read_python(reader, [name for name in stored if name not in _tensors(metadata)], allow_pickle)
     tree: Tree = {}
     name_of: dict[int, str] = {}
     for name in stored:
@@ -107,32 +112,34 @@ def dcp_state(path: Path, prefix: str | None = None, allow_pickle: bool = False)
             name_of[id(value)] = name
         put_path(tree, paths[name], value)
     state = named_state(tree, default_prefix(tree, prefix))
-    names = {name: name_of[id(tensor)] for name, tensor in state.tensors.items()}
-    entries = {name: Entry(tensor.dtype, tuple(tensor.shape)) for name, tensor in state.tensors.items()}
-    incoming = Incoming(Source(entries, _reading(path, names, entries)), state.python, state.aliases)
-    return tied(incoming, json.loads((path / TIES_NAME).read_text()) if (path / TIES_NAME).exists() else {})
+    incoming = Incoming(_source(reader, state.tensors, name_of), state.python, state.aliases)
+    return tied(incoming, parse_ties((path / TIES_NAME).read_text()) if (path / TIES_NAME).exists() else {})
 
 
 def _tensors(metadata: Metadata) -> Mapping[str, TensorStorageMetadata]:
     return {k: info for k, info in metadata.state_dict_metadata.items() if isinstance(info, TensorStorageMetadata)}
 
 
-def _reading(path: Path, names: Mapping[str, str], entries: Mapping[str, Entry]) -> Callable[[Sequence[str]], Stream]:
-    """Tensors in batches, as every load plans anew what to read."""
+def _source(reader: DirectoryReader, tensors: Mapping[str, torch.Tensor], name_of: Mapping[int, str]) -> Source:
+    """Tensors in batches, as every load plans anew what to read; those inside pickled values have been read already."""
+    entries = {name: Entry(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    stored = {name: name_of[id(tensor)] for name, tensor in tensors.items() if id(tensor) in name_of}
+    if lost := [name for name, tensor in tensors.items() if name not in stored and tensor.is_meta]:
+        raise ValueError(f"{reader.path} has no values for {lost[0]}: it was saved on the meta device")
 
     def stream(wanted: Sequence[str]) -> Stream:
         for batch in batches(wanted, entries):
-            values = {names[name]: torch.empty(entries[name].shape, dtype=entries[name].dtype) for name in batch}
-            _load(path, values, DefaultLoadPlanner(flatten_state_dict=False))
-            yield from ((name, values[names[name]]) for name in batch)
+            there = [name for name in batch if name in stored]
+            values = {stored[name]: torch.empty(entries[name].shape, dtype=entries[name].dtype) for name in there}
+            _load(reader, values, DefaultLoadPlanner(flatten_state_dict=False))
+            yield from ((name, values[stored[name]] if name in stored else tensors[name]) for name in batch)
 
-    return stream
+    return Source(entries, stream)
 
 
-def _read_python(path: Path, names: Sequence[str], allow_pickle: bool) -> dict[str, Any]:
+def _read_python(reader: DirectoryReader, names: Sequence[str], allow_pickle: bool) -> dict[str, Any]:
     values: dict[str, Any] = dict.fromkeys(names)
-    if values:
-        _load(path, values, _PythonPlanner(path, allow_pickle))
+    _load(reader, values, _PythonPlanner(Path(reader.path), allow_pickle))
     return values
 
 
@@ -149,13 +156,16 @@ class _PythonPlanner(DefaultLoadPlanner):
         self.original_state_dict[name] = torch_load(value, f"{name} of {self._path}", self._allow_pickle)
 
 
-def _load(path: Path, values: dict[str, Any], planner: DefaultLoadPlanner) -> None:
-    with _plain_errors():
-        dcp.load(values, storage_reader=dcp.FileSystemReader(path), planner=planner, no_dist=True)
+def _load(reader: DirectoryReader, values: dict[str, Any], planner: DefaultLoadPlanner) -> None:
+    if values:
+        with _plain_errors():
+            dcp.load(values, storage_reader=reader, planner=planner, no_dist=True)
 
 
 def put_path(tree: Any, path: Sequence[str | int], value: Any) -> None:
     """Put ``value`` where a path of dict keys and list indices leads; makes what is missing on the way."""
+    if any(isinstance(key, int) and not 0 <= key < MAX_LIST for key in path):
+        raise ValueError(f"{path} is no path of dict keys and list indices")
     for key, following in itertools.pairwise(path):
         empty: Any = [] if isinstance(following, int) else {}
         if isinstance(tree, list):

@@ -38,6 +38,7 @@ def export_hugging_face(
     Raises:
         FileExistsError: there is something at ``path``.
     """
+    configuration = None if config is None else config.read_bytes()
     shards = list(plan_shards(source, max_shard_bytes))
     total = source.nbytes
     done = 0
@@ -57,8 +58,8 @@ def export_hugging_face(
         if len(shards) > 1:
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (directory / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
-        if config is not None:
-            (directory / CONFIG_NAME).write_bytes(config.read_bytes())
+        if configuration is not None:
+            (directory / CONFIG_NAME).write_bytes(configuration)
 
 
 def plan_shards(source: Source, max_shard_bytes: int) -> Iterator[list[str]]:
@@ -78,20 +79,36 @@ def hugging_face_files(directory: Path) -> Sequence[Path]:
     """The safetensors files of a directory, as its index names them.
 
     Raises:
-        ValueError: there is none, or the index names a file outside the directory.
+        ValueError: there is none, or the index is none, or names a file outside the directory.
     """
     index = directory / INDEX_NAME
     if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        if outside := [name for name in names if Path(name).name != name]:
-            raise ValueError(f"{index} names files that are not in its directory: {', '.join(outside)}")
-        return [directory / name for name in names]
+        return [directory / name for name in sorted(set(_weight_map(index).values()))]
     found = sorted(directory.glob("*.safetensors"))
     if not found:
         raise ValueError(f"{directory} has neither {INDEX_NAME} nor a .safetensors file")
     return found
 
 
+def _weight_map(index: Path) -> dict[str, str]:
+    """Name of every tensor -> its file's."""
+    found = json.loads(index.read_text())
+    files = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise ValueError(f"{index} has no weight_map of tensors and files")
+    if outside := sorted({name for name in files.values() if Path(name).name != name or name == ".."}):
+        raise ValueError(f"{index} names files that are not in its directory: {', '.join(outside)}")
+    return files
+
+
 def hugging_face_source(directory: Path) -> tuple[Source, dict[str, str]]:
-    """The tensors of a Hugging Face directory, and the metadata of its first file."""
-    return safetensors_source(hugging_face_files(directory))
+    """The tensors of a Hugging Face directory, and the metadata of its first file.
+
+    Raises:
+        ValueError: as :func:`hugging_face_files`; or a file lacks a tensor that the index says it has.
+    """
+    source, metadata = safetensors_source(hugging_face_files(directory))
+    index = directory / INDEX_NAME
+    if index.exists() and (lost := sorted(set(_weight_map(index)) - set(source.entries))):
+        raise ValueError(f"{index} names {len(lost)} tensors that are in none of its files, such as {lost[0]}")
+    return source, metadata

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from datastates.bulk import without_gc
-from datastates.dtypes import dtype_of
+from datastates.dtypes import dtype_name, dtype_of
 from datastates.plan import per_rank_name
 from datastates.reader import CheckpointReader
 from oneflow_sbp import Box
@@ -128,15 +128,19 @@ def renamed(source: Source, names: Mapping[str, str]) -> Source:
     return Source({new: source.entries[old] for new, old in names.items()}, stream)
 
 
-def cast(source: Source, dtype: torch.dtype | None) -> Source:
-    """Floating-point tensors in another type; integers, booleans and complex numbers as they are."""
-    if dtype is None:
-        return source
+def cast(source: Source, dtype: torch.dtype, kept: Collection[str] = ()) -> Source:
+    """Floating-point tensors in another type; integers, booleans, complex numbers and those of ``kept`` as they are.
 
-    def target(entry: Entry) -> Entry:
-        return Entry(dtype, entry.shape) if entry.dtype.is_floating_point else entry
+    Raises:
+        ValueError: ``dtype`` is none of floating-point numbers, so that most of every value would be lost.
+    """
+    if not dtype.is_floating_point:
+        raise ValueError(f"cannot cast to {dtype_name(dtype)}: expected a floating-point type, such as bfloat16")
 
-    entries = {name: target(entry) for name, entry in source.entries.items()}
+    def target(name: str, entry: Entry) -> Entry:
+        return Entry(dtype, entry.shape) if entry.dtype.is_floating_point and name not in kept else entry
+
+    entries = {name: target(name, entry) for name, entry in source.entries.items()}
 
     def stream(names: Sequence[str]) -> Stream:
         for name, piece in source.stream(names):

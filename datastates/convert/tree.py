@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from datastates.reader import CheckpointReader
 from datastates.typed_json import decode, encode, special_objects
 
 Tree = dict[str, Any]
+_OPTIMIZER = {"state", "param_groups"}
 
 
 def state_tree(
@@ -39,19 +41,20 @@ def state_tree(
     wanted = set(names)
     everything = wanted >= set(names_for_rank(reader, rank))
     used: set[str] = set()
-    for section, encoded in reader.encoded_python(rank).items():
-        inside = {item["name"] for item in special_objects(encoded) if item["$"] == "tensor"}
-        inside = {name.removeprefix(f"per_rank.{rank}.") for name in inside}
-        if is_optimizer(encoded):
+    python = reader.encoded_python(rank)
+    whole = wanted | set(python)
+    for section, encoded in python.items():
+        inside = names_inside(encoded, rank)
+        if is_optimizer(encoded) and not inside:  # with tensors inside, it is a state_dict() in a dict of the user's
             state = [name for name in names if name.startswith(f"{section}.state.")]
             if state or everything:
-                _put(tree, section, _optimizer(section, encoded, state, tensor_of, allow_pickle))
+                _put(tree, section, _optimizer(section, encoded, state, tensor_of, allow_pickle), whole)
                 used.update(state)
         elif inside <= wanted and (inside or everything):
             found = decode(encoded, lambda name: tensor_of(name.removeprefix(f"per_rank.{rank}.")), allow_pickle)
             if isinstance(found, dict) and not inside:
                 found = dict(found)  # extra state of a module: its tensors join it below
-            _put(tree, section, found)
+            _put(tree, section, found, whole)
             used |= inside
     for name in names:
         if name not in used:
@@ -60,9 +63,17 @@ def state_tree(
     return tree
 
 
+def names_inside(encoded: Any, rank: int, kinds: Collection[str] | None = None) -> set[str]:
+    """Names of the tensors in a section's Python values; only of those inside values of some ``kinds``, if given."""
+    special = special_objects(encoded)
+    if kinds is not None:
+        special = [inner for item in special if item["$"] in kinds for inner in special_objects(item.get("v"))]
+    return {item["name"].removeprefix(f"per_rank.{rank}.") for item in special if item["$"] == "tensor"}
+
+
 def is_optimizer(value: Any) -> bool:
-    """Whether a value is an optimizer's state dict."""
-    return isinstance(value, dict) and set(value) == {"state", "param_groups"}
+    """Whether a value is an optimizer's state dict, or what its provider stores."""
+    return isinstance(value, dict) and _OPTIMIZER <= set(value) <= _OPTIMIZER | {"keys", "shared"}
 
 
 def _optimizer(
@@ -72,11 +83,18 @@ def _optimizer(
     for name in state:
         parameter, _, key = name.removeprefix(f"{section}.state.").rpartition(".")
         found["state"].setdefault(parameter, {})[key] = tensor_of(name)
-    return found
+    keys = found.pop("keys", {})
+    named = {p: {keys.get(text, text): item for text, item in items.items()} for p, items in found["state"].items()}
+    shared = found.pop("shared", {})
+    return {**found, "state": {**named, **shared}}
 
 
-def _put(tree: Tree, section: str, value: Any) -> None:
+def _put(tree: Tree, section: str, value: Any, whole: Collection[str]) -> None:
+    """Nested, unless something on the way is a value of the state itself."""
     *outer, last = section.split(".")
+    if any(".".join(outer[:length]) in whole for length in range(1, len(outer) + 1)):
+        tree[section] = value
+        return
     for key in outer:
         tree = tree.setdefault(key, {})
     tree[last] = value
@@ -144,6 +162,8 @@ def named_state(tree: Mapping[str, Any], prefix: str) -> NamedState:
     def tensor_out(name: str, tensor: torch.Tensor) -> str:
         if name in tensors or name in aliases:
             raise ValueError(f"two tensors would have the name {name}; rename a key of the state")
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{name} is a {tensor.layout} tensor; only dense ones can be stored: convert it before")
         same = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj(), tensor.is_neg())
         known = first.setdefault(same, name) if tensor.numel() and not tensor.is_meta else name
         if known == name:
@@ -154,9 +174,12 @@ def named_state(tree: Mapping[str, Any], prefix: str) -> NamedState:
 
     python = {}
     for section, value in _sections(tree, prefix):
-        encoded = encode(named_optimizer(value, tree, section), section, tensor_out)
-        if is_optimizer(encoded):
-            encoded = _without_tensors(encoded)
+        if section in python:
+            raise ValueError(f"two values would have the name {section}; rename a key of the state")
+        if is_optimizer(value) and isinstance(value["param_groups"], list):
+            encoded = _without_tensors(encode(_taken_apart(named_optimizer(value, tree, section)), section, tensor_out))
+        else:
+            encoded = encode(value, section, tensor_out)
         if not _only_tensors(encoded):
             python[section] = encoded
     return NamedState(tensors, python, aliases)
@@ -168,6 +191,18 @@ def tied(incoming: Incoming, ties: Mapping[str, str]) -> Incoming:
     known = {a: b for a, b in ties.items() if b not in ties and a in entries and entries.get(b) == entries[a]}
     left = {name: entry for name, entry in entries.items() if name not in known}
     return Incoming(Source(left, incoming.source.stream), incoming.python, {**incoming.aliases, **known})
+
+
+def parse_ties(text: str) -> dict[str, str]:
+    """Tied names -> the tensor's, as an export noted them.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found = json.loads(text)
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise ValueError(f"expected the names of tied tensors as JSON, got {text!r:.100}")
+    return found
 
 
 def default_prefix(tree: Mapping[str, Any], prefix: str | None) -> str:
@@ -194,6 +229,17 @@ def _only_tensors(encoded: Any) -> bool:
     return False
 
 
+def _taken_apart(optimizer: Tree) -> Tree:
+    """As the optimizer's provider names it: keys that are no strings, and state of no parameter, beside the rest."""
+    parameters = {name for group in optimizer["param_groups"] for name in group["params"]}
+    state = {name: items for name, items in optimizer["state"].items() if name in parameters}
+    keys = {str(key): key for items in state.values() for key in items if not isinstance(key, str)}
+    found: Tree = {name: {str(key): item for key, item in items.items()} for name, items in state.items()}
+    apart = {"state": found, "param_groups": optimizer["param_groups"]}
+    shared = {key: item for key, item in optimizer["state"].items() if key not in parameters}
+    return {**apart, **({"keys": keys} if keys else {}), **({"shared": shared} if shared else {})}
+
+
 def _without_tensors(optimizer: Tree) -> Tree:
     """As the optimizer's provider writes it: the tensors are known by their names."""
     plain = {
@@ -207,13 +253,11 @@ def _is_tensor(item: Any) -> bool:
     return isinstance(item, dict) and item.get("$") == "tensor"
 
 
-def named_optimizer(value: Any, tree: Mapping[str, Any], section: str) -> Any:
+def named_optimizer(value: Tree, tree: Mapping[str, Any], section: str) -> Tree:
     """An optimizer's state under the names of its parameters, where it has them under numbers.
 
     Names come from the groups' ``param_names``, else from the only module in ``tree`` whose tensors fit in order.
     """
-    if not is_optimizer(value) or not isinstance(value["param_groups"], list):
-        return value
     numbers = [number for group in value["param_groups"] for number in group["params"]]
     if not any(isinstance(number, int) for number in numbers):
         return value
@@ -225,7 +269,7 @@ def named_optimizer(value: Any, tree: Mapping[str, Any], section: str) -> Any:
         {**{k: v for k, v in group.items() if k != "param_names"}, "params": [name_of[n] for n in group["params"]]}
         for group in value["param_groups"]
     ]
-    return {"state": {name_of[n]: items for n, items in value["state"].items()}, "param_groups": groups}
+    return {"state": {name_of.get(n, n): items for n, items in value["state"].items()}, "param_groups": groups}
 
 
 def _names_by_shape(value: Tree, numbers: Sequence[int], tree: Mapping[str, Any], section: str) -> list[str]:

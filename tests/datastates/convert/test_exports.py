@@ -1,16 +1,18 @@
 """Exports: what other libraries read from them is what was saved, and a failed export leaves nothing."""
 
+import collections
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
-from training import assert_same_bits
+from training import assert_same_bits, small_model, train_step
 
 from datastates import Checkpointer, CheckpointReader, DamagedCheckpointError, open_checkpoint
-from datastates.convert import export, source
+from datastates.convert import export, import_state, source
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninit:UserWarning")
 Saved = tuple[Path, dict[str, Any]]
@@ -156,3 +158,80 @@ def test_values_of_one_rank_are_exported_as_that_rank_sees_them(tmp_path: Path) 
     assert found["expert"]["n"] == 1
     with pytest.raises(ValueError, match=r"saved by 1 ranks, there is no rank 1"):
         export(open_checkpoint(tmp_path / "run"), tmp_path / "y.pt", to="torch", rank=1)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("to", ["dcp", "torch"])
+def test_tensors_inside_python_values_of_every_kind_are_exported(
+    tmp_path: Path, to: str, dtype: torch.dtype | None
+) -> None:
+    """Arrays stored as tensors, and what DCP pickles whole: deques and tuples."""
+    generator = np.random.default_rng(5)
+    state = {
+        "arrays": {"large": generator.random(40_000), "small": generator.random(3)},
+        "queue": collections.deque([torch.full((2,), 0.3), {"deep": (torch.ones(1),)}], maxlen=4),
+        "pair": (torch.arange(3), "three"),
+        "plain": {"weight": torch.full((2,), 0.3)},
+    }
+    with Checkpointer(tmp_path / "run") as checkpoints:
+        checkpoints.checkpoint(0, state)
+    export(open_checkpoint(tmp_path / "run"), tmp_path / "out", to=to, dtype=dtype)
+    import_state(tmp_path / "out", tmp_path / "again", format=to, allow_pickle=True)
+    found = open_checkpoint(tmp_path / "again").python()
+    for name in ("large", "small"):
+        assert found["arrays"][name].tobytes() == state["arrays"][name].tobytes()
+    tensor, nested = found["queue"]
+    assert_same_bits(tensor, state["queue"][0].to(dtype))
+    assert nested["deep"][0].item() == 1
+    assert_same_bits(found["pair"][0], torch.arange(3))
+    assert found["pair"][1] == "three"
+    assert_same_bits(open_checkpoint(tmp_path / "again").read("plain.weight"), torch.full((2,), 0.3).to(dtype))
+
+
+@pytest.mark.parametrize("to", ["dcp", "torch"])
+def test_a_state_dict_of_an_optimizer_in_a_dict_of_the_users_is_exported_as_it_is(tmp_path: Path, to: str) -> None:
+    model = small_model(seed=1)
+    optimizer = torch.optim.AdamW(model.named_parameters())
+    train_step(model, optimizer)
+    with Checkpointer(tmp_path / "run") as checkpoints:
+        checkpoints.checkpoint(0, {"mine": optimizer.state_dict()})
+    reader = open_checkpoint(tmp_path / "run")
+    export(reader, tmp_path / "out", to=to)
+    key = "mine.state.1.exp_avg"
+    target = {key: torch.zeros_like(reader.read(key))}
+    if to == "dcp":
+        dcp.load(target, storage_reader=dcp.FileSystemReader(tmp_path / "out"), no_dist=True)
+    else:
+        target[key] = torch.load(tmp_path / "out")["mine"]["state"][1]["exp_avg"]
+    assert_same_bits(target[key], optimizer.state_dict()["state"][1]["exp_avg"])
+
+
+def test_optimizer_state_under_odd_keys_and_of_no_parameter_goes_out_and_comes_back(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.named_parameters(), lr=0.1)
+    for number, parameter in enumerate(model.parameters()):
+        optimizer.state[parameter] = {0: torch.full((2,), float(number)), "count": number}
+    optimizer.state["rounds"] = 7
+    with Checkpointer(tmp_path / "run") as checkpoints:
+        checkpoints.checkpoint(0, {"model": model, "optimizer": optimizer})
+    export(open_checkpoint(tmp_path / "run"), tmp_path / "all.pt", to="torch")
+    state = torch.load(tmp_path / "all.pt")["optimizer"]["state"]
+    assert (state["bias"][0].tolist(), state["bias"]["count"], state["rounds"]) == ([1, 1], 1, 7)
+    import_state(tmp_path / "all.pt", tmp_path / "again")
+    fresh = torch.optim.SGD(model.named_parameters(), lr=0.5)
+    with Checkpointer(tmp_path / "again") as checkpoints:
+        checkpoints.restore({"model": model, "optimizer": fresh})
+    assert fresh.state["rounds"] == 7
+    assert {**fresh.state[model.bias], 0: fresh.state[model.bias][0].tolist()} == {0: [1, 1], "count": 1}
+
+
+def test_a_value_whose_key_begins_with_another_ones_is_exported_beside_it(tmp_path: Path) -> None:
+    with Checkpointer(tmp_path / "run") as checkpoints:
+        checkpoints.checkpoint(0, {"a.b": 2, "a": 1, "t": torch.ones(1), "t.x": 3})
+    export(open_checkpoint(tmp_path / "run"), tmp_path / "all.pt", to="torch")
+    assert torch.load(tmp_path / "all.pt") == {"a": 1, "a.b": 2, "t": torch.ones(1), "t.x": 3}
+
+
+def test_a_cast_to_integers_is_refused(saved: Saved, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot cast to int8: expected a floating-point type"):
+        export(open_checkpoint(saved[0]), tmp_path / "x", to="safetensors", dtype=torch.int8)

@@ -1,6 +1,9 @@
 """Imports: a live state restores from what other libraries wrote, bit for bit."""
 
 import itertools
+import json
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from training import Tied, assert_same_bits, small_model, trained
 
@@ -186,3 +190,83 @@ def test_another_view_of_the_same_memory_is_not_taken_for_a_tied_tensor(tmp_path
     reader = open_checkpoint(import_state(tmp_path / "views.pt", tmp_path / "imported"))
     for name, view in views.items():
         assert_same_bits(reader.read(f"section.{name}"), view.resolve_conj().contiguous())
+
+
+class Trap:
+    """What a hostile pickle is: making it would make a directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def test_metadata_of_dcp_runs_no_code_unless_trusted(tmp_path: Path) -> None:
+    dcp.save({"w": torch.ones(2)}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    (tmp_path / "dcp" / ".metadata").write_bytes(pickle.dumps(Trap(tmp_path / "trapped")))
+    with pytest.raises(ValueError, match=r"\.metadata asks for \w+\.mkdir, which only pickle .*--allow-pickle"):
+        import_state(tmp_path / "dcp", tmp_path / "run")
+    assert not (tmp_path / "trapped").exists()
+    with pytest.raises(ValueError, match="is no metadata"):
+        import_state(tmp_path / "dcp", tmp_path / "run", allow_pickle=True)
+    assert (tmp_path / "trapped").exists()
+
+
+def test_metadata_of_dcp_cannot_change_classes(tmp_path: Path) -> None:
+    dcp.save({"w": torch.ones(2)}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    change = b"ctorch.distributed.checkpoint.metadata\nMetadata\n(N}S'changed'\nI1\nstb."
+    (tmp_path / "dcp" / ".metadata").write_bytes(change)
+    with pytest.raises(ValueError, match=r"would change <class '.*Metadata'>"):
+        import_state(tmp_path / "dcp", tmp_path / "run")
+    assert not hasattr(Metadata, "changed")
+
+
+@pytest.mark.parametrize("outside", ["../secret", "/etc/hostname"])
+def test_metadata_of_dcp_cannot_name_files_outside(tmp_path: Path, outside: str) -> None:
+    dcp.save({"w": torch.ones(2)}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    metadata = pickle.loads((tmp_path / "dcp" / ".metadata").read_bytes())
+    for item in metadata.storage_data.values():
+        item.relative_path = outside
+    (tmp_path / "dcp" / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ValueError, match=rf"names a file that is not in its directory: '{outside}'"):
+        import_state(tmp_path / "dcp", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"weight_map": {"w": "../w.safetensors"}}, r"files that are not in its directory: \.\./w\.safetensors"),
+        ({"weight_map": {"w": ".."}}, r"files that are not in its directory: \.\."),
+        ({"weight_map": ["w.safetensors"]}, "has no weight_map"),
+        ([], "has no weight_map"),
+        ({"weight_map": {"w": "w.safetensors", "gone": "w.safetensors"}}, r"names 1 tensors that are in none .* gone"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_directory_is_refused(tmp_path: Path, index: Any, message: str) -> None:
+    (tmp_path / "hf").mkdir()
+    for path in (tmp_path / "w.safetensors", tmp_path / "hf" / "w.safetensors"):
+        save_file({"w": torch.ones(2)}, path)
+    (tmp_path / "hf" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=message):
+        import_state(tmp_path / "hf", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("ties", ["[]", '{"a": 1}', "nonsense"])
+def test_ties_that_are_none_are_refused(tmp_path: Path, ties: str) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "x.safetensors", {"elastates_ties": ties})
+    with pytest.raises(ValueError, match=r"tied tensors|Expecting value"):
+        import_state(tmp_path / "x.safetensors", tmp_path / "run")
+
+
+def test_what_cannot_become_a_checkpoint_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    def refused(state: Any, message: str, **options: Any) -> None:
+        torch.save(state, tmp_path / "state.pt")
+        with pytest.raises((ValueError, TypeError), match=message):
+            import_state(tmp_path / "state.pt", tmp_path / "run", **options)
+        assert not (tmp_path / "run").exists()
+
+    refused({"w": torch.ones(2)}, "step is -1, expected 0 or more", step=-1)
+    refused({1: "one", "1": "text"}, "two values would have the name 1")
+    refused({"section": {"w": torch.eye(2).to_sparse()}}, r"section\.w is a torch\.sparse_coo tensor; only dense")
