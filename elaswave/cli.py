@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 GROUPS = {
+    "chaos": ("elaswave.chaos", "strike the ranks of a running job, and report what became of it"),
     "ckpt": ("datastates.cli", "checkpoints: list, show, verify, compare, repair, convert and prune them"),
     "run": ("elaswave.launcher", "run a script on every rank; the ranks that live go on when others die"),
 }
