@@ -4,7 +4,6 @@ Ranks meet over a file, so no port can be taken by somebody else. Results are pr
 """
 
 import errno
-import json
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from rank_job import meet, num_ranks, own_rank, result, told
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -25,20 +25,7 @@ import datastates
 
 import _elastates
 
-RANK, NUM_RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-
-
-def result(name: str, value: Any) -> None:
-    print("RESULT", name, json.dumps(value), flush=True)
-
-
-def told(act: Callable[[], Any]) -> str:
-    """The error that ``act`` raises, as text; empty if it raises none."""
-    try:
-        act()
-    except Exception as error:  # noqa: BLE001
-        return f"{type(error).__name__}: {error}"
-    return ""
+RANK, NUM_RANKS = own_rank(), num_ranks()
 
 
 def bits(tensor: Tensor) -> bytes:
@@ -390,8 +377,7 @@ def die(directory: str, victim: str, when: str) -> None:
 
 def main() -> None:
     scenario, store, *arguments = sys.argv[1:]
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=RANK, world_size=NUM_RANKS)
+    meet(store)
     globals()[scenario](*arguments)
     dist.barrier()
     dist.destroy_process_group()

@@ -4,8 +4,6 @@ Results are printed as ``RESULT name json``. No dim divides by 2, 3 and 4, so th
 ranks, and the last layer has so few rows that one rank of four holds none.
 """
 
-import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from rank_job import meet, num_ranks, own_rank, result
 from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.device_mesh import init_device_mesh
@@ -23,11 +22,7 @@ from torch.distributed.tensor import DTensor
 import datastates
 from oneflow_sbp import Box, local_box
 
-RANK, NUM_RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-
-
-def result(name: str, value: Any) -> None:
-    print("RESULT", name, json.dumps(value), flush=True)
+RANK, NUM_RANKS = own_rank(), num_ranks()
 
 
 def make_state(seed: int) -> dict[str, Any]:
@@ -111,8 +106,7 @@ def load_with_stock_dcp(state: dict[str, Any], checkpoint: Path) -> None:
 
 if __name__ == "__main__":
     scenario, store, *arguments = sys.argv[1:]
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(store, NUM_RANKS), rank=RANK, world_size=NUM_RANKS)
+    meet(store)
     {"save": save, "load": load}[scenario](*arguments)
     dist.barrier()
     dist.destroy_process_group()

@@ -4,8 +4,6 @@ Ranks meet over a file. Results are printed as ``RESULT name json``.
 """
 
 import errno
-import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from rank_job import meet, num_ranks, own_rank, result, told
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
@@ -24,19 +23,7 @@ import datastates
 
 import _elastates
 
-RANK, NUM_RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def result(name: str, value: Any) -> None:
-    print("RESULT", name, json.dumps(value), flush=True)
-
-
-def told(act: Any) -> str:
-    try:
-        act()
-    except BaseException as error:  # noqa: BLE001  (DCP's own exception is no Exception)
-        return f"{type(error).__name__}: {error}"
-    return ""
+RANK, NUM_RANKS = own_rank(), num_ranks()
 
 
 def reference(seed: int, *shape: int) -> Tensor:
@@ -141,8 +128,7 @@ def damage_and_failure(directory: Path) -> None:
 
 def main() -> None:
     store, directory = sys.argv[1:]
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=RANK, world_size=NUM_RANKS)
+    meet(store)
     for name in ("save_and_load", "damage_and_failure"):
         path = Path(directory) / name
         path.mkdir(parents=True, exist_ok=True)

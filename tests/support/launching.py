@@ -153,8 +153,8 @@ class Launcher:
         return launched
 
     def python(self, script: str | Path, *args: str | Path, env: Mapping[str, str | Path] | None = None) -> Launched:
-        """Start a script with the interpreter that runs the tests."""
-        return self([sys.executable, script, *args], env=env)
+        """Start a script with the interpreter that runs the tests; it can import what stands beside this module."""
+        return self([sys.executable, script, *args], env={"PYTHONPATH": _with_support(), **(env or {})})
 
     def ranks(
         self,
@@ -185,6 +185,10 @@ class Launcher:
             launched.kill()
             status = launched.process.returncode
             print(f"---- {' '.join(launched.command)} (exit status {status})\n{launched.output}", end="")
+
+
+def _with_support() -> str:
+    return os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(Path(__file__).parent)])
 
 
 def _environment(pid: int) -> list[bytes]:

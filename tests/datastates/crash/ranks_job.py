@@ -1,31 +1,16 @@
 """What two real ranks do when one of them hangs, or cannot write: run by test_hung_rank.py."""
 
-import json
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.distributed as dist
+from rank_job import meet, own_rank, result, told
 
 import datastates
 
-RANK = int(os.environ["RANK"])
-
-
-def result(name: str, value: Any) -> None:
-    print("RESULT", name, json.dumps(value), flush=True)
-
-
-def told(act: Callable[[], Any]) -> str:
-    """The error that ``act`` raises, as text; empty if it raises none."""
-    try:
-        act()
-    except Exception as error:  # noqa: BLE001
-        return f"{type(error).__name__}: {error}"
-    return ""
+RANK = own_rank()
 
 
 def state(step: int) -> dict[str, torch.Tensor]:
@@ -55,8 +40,7 @@ def refuse(directory: str) -> None:
 
 def main() -> None:
     scenario, store, directory = sys.argv[1:]
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=RANK, world_size=2)
+    meet(store)
     globals()[scenario](directory)
 
 

@@ -1,15 +1,14 @@
 """What processes of the delta tests do: ``python delta_job.py SCENARIO ARGUMENTS``; they print ``RESULT name ...``."""
 
-import json
 import os
 import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
+from rank_job import meet, num_ranks, own_rank, result
 from torch import nn
 
 import datastates
@@ -17,11 +16,7 @@ from datastates.directory import read_manifest
 
 import _elastates
 
-RANK, NUM_RANKS = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def result(name: str, value: Any) -> None:
-    print("RESULT", name, json.dumps(value), flush=True)
+RANK, NUM_RANKS = own_rank(), num_ranks()
 
 
 # ---- kills
@@ -90,8 +85,7 @@ def train(model: Lora, optimizer: torch.optim.Optimizer) -> None:
 
 def lora(store: str, directory: str) -> None:
     """Deltas on all ranks; one in which one rank alone has changes; one that one rank cannot link; a full one after."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=RANK, world_size=NUM_RANKS)
+    meet(store)
     model = Lora()
     optimizer = torch.optim.AdamW(model.adapter.parameters())
     train(model, optimizer)

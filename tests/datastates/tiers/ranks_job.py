@@ -1,34 +1,19 @@
 """What the ranks of ``test_ranks.py`` do: ``ranks_job.py STORE ROOT``; results are printed as ``RESULT name json``."""
 
-import json
-import os
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from rank_job import meet, own_rank, result, told
 from torch import nn
 
 import datastates
 from datastates.tiers import fetch, library, replicator
 
-RANK, NUM_RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-
-
-def result(name: str, value: Any) -> None:
-    print("RESULT", name, json.dumps(value), flush=True)
-
-
-def told(act: Callable[[], Any]) -> str:
-    """The error that ``act`` raises, as text; empty if it raises none."""
-    try:
-        act()
-    except Exception as error:  # noqa: BLE001
-        return f"{type(error).__name__}: {error}"
-    return ""
+RANK = own_rank()
 
 
 def state(value: float) -> dict[str, Any]:
@@ -84,8 +69,7 @@ def nothing_to_come_back_to(root: Path) -> None:
 
 def main() -> None:
     store, root = sys.argv[1:]
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=RANK, world_size=NUM_RANKS)
+    meet(store)
     for scenario in (copies, comes_back, nothing_to_come_back_to):
         scenario(Path(root))
         dist.barrier()
