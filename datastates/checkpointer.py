@@ -341,6 +341,10 @@ class Checkpointer:
         except (RestoreError, CoordinationError) as error:
             self._unusable = str(error)
             raise
+        except BaseException as error:
+            if not isinstance(error, Exception):  # Ctrl-C, perhaps in the middle of a tensor
+                self._unusable = f"it was interrupted ({error!r})"
+            raise
         self._pipeline.damaged.update(damaged)
         if self._replication is not None:
             self._replication.restored(self._directory, step - 1, damaged)

@@ -25,9 +25,9 @@ from datastates.capture import leaves, make_context
 from datastates.config import CheckpointerConfig
 from datastates.coordination import Channel
 from datastates.directory import read_manifest
-from datastates.errors import DamagedCheckpointError, RestoreError
+from datastates.errors import CoordinationError, DamagedCheckpointError, RestoreError
 from datastates.futures import CheckpointFuture
-from datastates.loading import load, plan_load
+from datastates.loading import Target, load, plan_load
 from datastates.providers import provider_for
 from datastates.saved import SavedCheckpoint, match, selected_section
 from datastates.sight.bus import emit, sinks
@@ -56,26 +56,39 @@ def restore(
     """See :meth:`datastates.Checkpointer.restore`; returns the next step and the steps found damaged."""
     places = [Place(*place) for place in vote.led(library.places)]
     damaged: dict[Place, str] = {}
+    overwritten = False  # by values of one that turned out damaged
 
     def open_step(path: Path) -> SavedCheckpoint:
         return SavedCheckpoint(path, read_manifest(path), vote.rank, allow_pickle, only, strict)
 
+    def load_targets(saved: SavedCheckpoint, targets: list[Target]) -> int:
+        plan = plan_load(saved.manifest.tensors, targets)
+        return load(saved.path, saved.manifest, plan, threads=config.read_threads, direct_io=config.direct_io)
+
     for place in places:
+        saved: SavedCheckpoint | None = None
         try:
             path = _bring(library, vote, place, {place.step for place in damaged})
             with span("read the manifest", place.step):
                 saved = vote.all_agree(functools.partial(open_step, path))
-            _load_tensors(saved, vote, state, config)
+            load_on_all(saved, vote, state, functools.partial(load_targets, saved))
         except DamagedCheckpointError as error:
             damaged[place] = str(error)
+            overwritten |= saved is not None and saved.is_overwriting
             logger.warning("checkpoint of step %d is damaged, falling back to an older one: %s", place.step, error)
             if sinks:
                 origin = Origin(str(library.path), vote.rank)
                 emit(DamageFound(origin, step=place.step, what=str(error)))
                 emit(RestoreFellBack(origin, step=place.step, reason=str(error)))
             continue
+        except (RestoreError, CoordinationError):
+            raise
+        except Exception as error:
+            if overwritten:
+                raise half_overwritten(library.path_of(place.step), error) from error
+            raise
         with span("take Python values back", place.step):
-            _apply_on_all(vote, saved, state)
+            apply_on_all(saved, vote, state)
         return saved.manifest.step + 1, {place.step for place in damaged} - {saved.manifest.step}
     if damaged:
         report = "; ".join(f"step {place.step}: {why}" for place, why in damaged.items())
@@ -93,30 +106,49 @@ def _bring(library: Library, vote: Vote, place: Place, damaged: set[int]) -> Pat
     return library.path_of(place.step)
 
 
-def _load_tensors(saved: SavedCheckpoint, vote: Vote, state: Mapping[str, Any], config: CheckpointerConfig) -> None:
-    """Bring the tensors of ``state`` to a checkpoint, on all ranks or on none of them for good."""
+def load_on_all(
+    saved: SavedCheckpoint, vote: Vote, state: Mapping[str, Any], load_targets: Callable[[list[Target]], object]
+) -> None:
+    """Bring the tensors of ``state`` to a checkpoint, on all ranks or on none of them for good.
 
-    def load_step() -> int:
-        plan = plan_load(saved.manifest.tensors, targets)
-        return load(saved.path, saved.manifest, plan, threads=config.read_threads, direct_io=config.direct_io)
-
+    Raises:
+        DamagedCheckpointError: some rank found damage; values have changed if ``saved.is_overwriting``.
+        RestoreError: something else failed on some rank, when values were being overwritten.
+        ValueError: the state does not fit; no value was changed.
+    """
     step = saved.manifest.step
     try:
         with span("match names", step):
             targets = vote.all_agree(lambda: match(saved, state))
+        saved.is_overwriting = True
         with span("load tensors", step):
-            vote.all_agree(load_step)
+            vote.all_agree(lambda: load_targets(targets))
+    except (DamagedCheckpointError, CoordinationError):
+        saved.roll_back()
+        raise
+    except Exception as error:
+        saved.roll_back()
+        if saved.is_overwriting:
+            raise half_overwritten(saved.path, error) from error
+        raise
     except BaseException:
         saved.roll_back()
         raise
 
 
-def _apply_on_all(vote: Vote, saved: SavedCheckpoint, state: Mapping[str, Any]) -> None:
+def apply_on_all(saved: SavedCheckpoint, vote: Vote, state: Mapping[str, Any]) -> None:
     """Take Python values back on all ranks; what is refused now is too late to be only the caller's error."""
     try:
         vote.all_agree(lambda: apply_python(saved, state))
     except Exception as error:
         raise half_restored(saved.path, error) from error
+
+
+def half_overwritten(path: Path, error: Exception) -> RestoreError:
+    """What to raise when restoring has failed with ``error`` and some tensors may have values of a checkpoint."""
+    return RestoreError(
+        f"{path}: the live state may be half overwritten and must not be trained ({type(error).__name__}: {error})"
+    )
 
 
 def half_restored(path: Path, error: Exception) -> RestoreError:

@@ -35,6 +35,8 @@ class SavedCheckpoint:
         strict: bool = True,
     ) -> None:
         self.strict = strict
+        self.is_overwriting = False
+        """Whether live tensors may have values of this checkpoint already."""
         self.path = path
         self.manifest = manifest
         self.saved_rank = rank % manifest.num_ranks
@@ -150,6 +152,7 @@ def match(saved: SavedCheckpoint, state: Mapping[str, Any]) -> list[Target]:
                 continue
             used.add(stored)
             if info.shape == held.shape and info.dtype == held.dtype:
+                _refuse_expanded(name, tensor)
                 targets.append(Target(stored, tensor, held.box))
                 saved.provide(name, section.wholes.get(name, tensor) if section.wholes else tensor)
             elif not section.loads_afresh:
@@ -165,6 +168,14 @@ def match(saved: SavedCheckpoint, state: Mapping[str, Any]) -> list[Target]:
         if only is not None and not used and not any(saved.python(section.name) for section in sections):
             raise ValueError(f"only={list(only)} selects nothing that the state and {saved.path} both have")
     return targets
+
+
+def _refuse_expanded(name: str, tensor: torch.Tensor) -> None:
+    """Elements that share memory cannot take values of their own; torch would say so half way through the restore."""
+    if not tensor.is_contiguous() and any(
+        size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    ):
+        raise ValueError(f"{name} is an expanded tensor, whose elements share memory; restore into a clone() of it")
 
 
 def _misfit(saved: SavedCheckpoint, info: TensorInfo, held: Held) -> ValueError:

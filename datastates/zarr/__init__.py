@@ -130,31 +130,38 @@ def restore_archive(
     only: str | list[str] | None = None,
     allow_pickle: bool = False,
     threads: int | None = None,
+    collective: bool = True,
+    timeout_s: float = 120,
 ) -> int:
     """Bring ``state`` to what an archive holds, in place, as :meth:`Checkpointer.restore` does from checkpoints.
 
-    Every rank calls it and reads its own parts, whatever the number of ranks that saved. Ranks do not wait for each
-    other: a rank that raises has to end the job.
+    Collective: every rank calls it and reads its own parts, whatever the number of ranks that saved. All succeed, or
+    all raise.
 
     Args:
         archive: its directory.
         state, strict, only, allow_pickle: as for :meth:`Checkpointer.restore`.
         threads: chunks are unpacked by so many.
+        collective: ``False``: this rank alone; should it raise, it has to end the job.
+        timeout_s: longest wait for the slowest rank, seconds, when all have opened, matched and loaded.
 
     Returns:
         The next step to do: the stored step + 1.
 
     Raises:
-        RestoreError: the archive is damaged, and the live state may be half overwritten.
+        RestoreError: some rank found damage or failed, and the live state may be half overwritten.
         ValueError: the state does not fit the archive; no value was changed.
+        CoordinationError: some rank did not answer in time.
     """
     module = _module("unarchiving")
     found: int = module.restore_archive(
-        open_archive(archive, threads=threads),
+        lambda: open_archive(archive, threads=threads),
         state,
         strict=strict,
         only=[only] if isinstance(only, str) else only,
         allow_pickle=allow_pickle,
+        collective=collective,
+        timeout_s=timeout_s,
     )
     return found
 

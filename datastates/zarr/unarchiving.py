@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,18 +18,21 @@ import torch.distributed as dist
 from datastates import manifest, storage_ops
 from datastates.agreement import SavePlan, make_save_plan
 from datastates.config import CheckpointerConfig
+from datastates.coordination import Channel, Coordinator
 from datastates.data_file import StoredPiece
 from datastates.directory import CheckpointDirectory, data_file_name, objects_file_name
 from datastates.dtypes import dtype_of
-from datastates.errors import DamagedCheckpointError, RestoreError
+from datastates.errors import CoordinationError, DamagedCheckpointError
 from datastates.plan import Held
-from datastates.restore import apply_python, half_restored
-from datastates.saved import SavedCheckpoint, match
+from datastates.restore import Vote, apply_on_all, half_overwritten, load_on_all
+from datastates.saved import SavedCheckpoint
 from datastates.zarr.archive_reader import ArchiveReader
 from datastates.zarr.threads import run_in_threads
 from oneflow_sbp import Box
 
 import _elastates
+
+logger = logging.getLogger("datastates")
 
 
 class SavedArchive(SavedCheckpoint):
@@ -44,25 +49,54 @@ class SavedArchive(SavedCheckpoint):
 
 
 def restore_archive(
-    reader: ArchiveReader, state: Mapping[str, Any], *, strict: bool, only: Sequence[str] | None, allow_pickle: bool
+    open_reader: Callable[[], ArchiveReader],
+    state: Mapping[str, Any],
+    *,
+    strict: bool,
+    only: Sequence[str] | None,
+    allow_pickle: bool,
+    collective: bool,
+    timeout_s: float,
 ) -> int:
     """See :func:`datastates.restore_archive`."""
-    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-    saved = SavedArchive(reader, rank, allow_pickle, only, strict)
+    with _vote(collective, timeout_s) as vote:
+        reader = vote.all_agree(open_reader)
+        saved = vote.all_agree(lambda: SavedArchive(reader, vote.rank, allow_pickle, only, strict))
+        try:
+            load_on_all(saved, vote, state, reader.load)
+        except DamagedCheckpointError as error:
+            raise half_overwritten(reader.path, error) from error
+        apply_on_all(saved, vote, state)
+        return reader.manifest.step + 1
+
+
+@contextlib.contextmanager
+def _vote(collective: bool, timeout_s: float) -> Iterator[Vote]:
+    """Votes of all ranks, or of this one alone, which is the same rank then."""
+    coordinator = Coordinator(timeout_s, alone=not collective)
+    channel = coordinator.channel()
+    vote = Vote(channel, timeout_s)
+    if not collective and dist.is_available() and dist.is_initialized():
+        vote.rank = dist.get_rank()
     try:
-        targets = match(saved, state)
-        reader.load(targets)
-    except DamagedCheckpointError as error:
-        saved.roll_back()
-        raise RestoreError(f"the live state may be half overwritten and must not be trained: {error}") from error
+        yield vote
+    except CoordinationError:
+        raise  # nobody answers: there is no waiting for the others
     except BaseException:
-        saved.roll_back()
+        _leave(channel, timeout_s)
         raise
+    else:
+        _leave(channel, timeout_s)
+    finally:
+        coordinator.close()
+
+
+def _leave(channel: Channel, timeout_s: float) -> None:
+    """Rank 0 hosts the store: it stays until the others have had their last answer."""
     try:
-        apply_python(saved, state)
-    except Exception as error:
-        raise half_restored(reader.path, error) from error
-    return reader.manifest.step + 1
+        channel.leave(timeout_s)
+    except CoordinationError as error:
+        logger.warning("leaving: %s", error)
 
 
 def unarchive(reader: ArchiveReader, directory: Path, *, threads: int) -> Path:

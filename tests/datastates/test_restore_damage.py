@@ -214,3 +214,48 @@ def test_a_damaged_part_that_is_not_asked_for_does_no_harm(tmp_path: Path) -> No
     assert restore(tmp_path, fresh, only="a") == 1
     assert bits(fresh["a"]) == bits(state["a"])
     assert not fresh["b"].any()
+
+
+def test_an_older_checkpoint_that_does_not_fit_does_not_hide_that_values_have_changed(tmp_path: Path) -> None:
+    with Checkpointer(tmp_path) as checkpoints:
+        checkpoints.checkpoint(0, {"small": torch.ones(4)})
+        checkpoints.checkpoint(1, {"large": torch.ones(1000), "small": torch.ones(4)})
+    flip(tmp_path / "step-00000001" / "rank-00000.safetensors", -1)
+    live = {"large": torch.zeros(1000), "small": torch.zeros(4)}
+    with Checkpointer(tmp_path) as checkpoints:
+        with pytest.raises(RestoreError, match=r"half overwritten and must not be trained \(ValueError: .*large"):
+            checkpoints.restore(live)
+        with pytest.raises(RestoreError, match=r"unusable since a failed restore"):
+            checkpoints.checkpoint(2, live)
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("no device"), KeyboardInterrupt()])
+def test_whatever_ends_a_restore_half_way_keeps_the_state_from_being_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    with Checkpointer(tmp_path) as checkpoints:
+        checkpoints.checkpoint(0, {"a": torch.ones(4)})
+
+    def interrupted(*_: object, **__: object) -> int:
+        raise error
+
+    live = {"a": torch.zeros(4)}
+    with Checkpointer(tmp_path) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr("datastates.restore.load", interrupted)
+            expected = RestoreError if isinstance(error, Exception) else KeyboardInterrupt
+            with pytest.raises(expected):
+                checkpoints.restore(live)
+        with pytest.raises(RestoreError, match=r"unusable since a failed restore"):
+            checkpoints.checkpoint(1, live)
+        assert checkpoints.restore(live) == 1
+        checkpoints.checkpoint(1, live).durable.result(60)
+
+
+def test_an_expanded_tensor_is_refused_before_any_value_changes(tmp_path: Path) -> None:
+    with Checkpointer(tmp_path) as checkpoints:
+        checkpoints.checkpoint(0, {"first": torch.ones(3), "mask": torch.ones(1).expand(5)})
+        live = {"first": torch.zeros(3), "mask": torch.zeros(1).expand(5)}
+        with pytest.raises(ValueError, match=r"mask is an expanded tensor, whose elements share memory"):
+            checkpoints.restore(live)
+    assert live["first"].tolist() == [0, 0, 0]

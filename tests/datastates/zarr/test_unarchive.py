@@ -1,14 +1,18 @@
 """Back from archives: into live states of any number of ranks, and as checkpoints, bit for bit."""
 
+import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import zarr
 from kinds import values_of
+from launching import Launcher
 from rank_files import write_ranks
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
@@ -89,7 +93,7 @@ def test_damage_makes_the_state_unusable(trained: tuple[Path, State]) -> None:
     content = bytearray(file.read_bytes())
     content[3] ^= 1
     file.write_bytes(content)
-    with pytest.raises(RestoreError, match=r"must not be trained: .*model/0/weight/c/0/0: .*checksum mismatch"):
+    with pytest.raises(RestoreError, match=r"must not be trained .*model/0/weight/c/0/0: .*checksum mismatch"):
         restore_archive(trained[0], make_state(1))
 
 
@@ -166,7 +170,7 @@ def test_shards_of_another_number_of_ranks(
         local, last_of_three, [Shard(dim)], run_check=False, shape=whole.shape, stride=whole.stride()
     )
     state = {"w": tensor, "rank": 0}
-    assert restore_archive(tmp_path / "a.zarr", state) == 8
+    assert restore_archive(tmp_path / "a.zarr", state, collective=False) == 8
     assert_same_bits(tensor.to_local(), whole.chunk(3, dim)[2].contiguous())
     assert state["rank"] == 2
 
@@ -193,3 +197,26 @@ def test_a_delta_is_seen_and_archived_whole(tmp_path: Path) -> None:
     assert_same_bits(torch.from_numpy(seen[...]), state["table"])
     archive(path, tmp_path / "a.zarr")
     assert_same_bits(open_checkpoint(unarchive(tmp_path / "a.zarr", tmp_path / "again")).read("table"), state["table"])
+
+
+def test_all_ranks_restore_or_all_raise(launch: Launcher, tmp_path: Path) -> None:
+    """Two real ranks, and in turn: all is well, one cannot read a file, one has another state, one has no archive."""
+    whole = values_of(torch.float32, (16, 10))
+    archive(write_ranks(tmp_path / "run", {"w": whole}, {}, [{"n": 5}, {"n": 6}]), tmp_path / "a.zarr")
+    job = Path(__file__).with_name("archive_job.py")
+    env = {"GLOO_SOCKET_IFNAME": "lo", "RES_OPTIONS": "timeout:1 attempts:1"}
+    ranks = launch.ranks(job, str(tmp_path / "store"), str(tmp_path / "a.zarr"), num_ranks=2, port=0, env=env)
+
+    def results(name: str) -> list[Any]:
+        return [json.loads(rank.wait_for(rf"^RESULT {name} (.*)$")[1]) for rank in ranks]
+
+    assert results("restored") == [[8, 5, True], [8, 6, True]]
+    for found in results("damaged"):
+        assert re.match(r"RestoreError: .*half overwritten and must not be trained .*No such file", found)
+    for found in results("misfit"):
+        assert re.match(r"ValueError: (rank 1: )?.*not in the checkpoint: more", found)
+    left, right = results("absent")
+    assert left.startswith("ValueError: rank 1: ")
+    assert right.startswith("FileNotFoundError: ")
+    for rank in ranks:
+        rank.wait()
