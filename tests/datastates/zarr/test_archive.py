@@ -91,7 +91,7 @@ def test_a_part_is_read_from_the_files_that_hold_it(tmp_path: Path) -> None:
             if found.array("t").layout.files.inner(index).intersect(box) is None:
                 path.unlink()
     assert_same_bits(found.read("t", box), value[11:16, 7:27].contiguous())
-    with pytest.raises(DamagedCheckpointError, match=r"t/c/0/0: No such file or directory"):
+    with pytest.raises(DamagedCheckpointError, match=r"t/c/\d/0: No such file or directory"):
         found.read("t")
 
 
