@@ -116,6 +116,9 @@ class CheckpointDirectory:
             raise DirectoryBusyError(
                 f"{self.path} is being written by {holder}; end that job, or give this one another directory"
             ) from None
+        except OSError:  # a file system without locks
+            os.close(fd)
+            raise
         try:
             storage_ops.overwrite(fd, self.path / ".lock", f"{socket.gethostname()} pid {os.getpid()}\n".encode())
             storage_ops.sync_ancestors(self.path)

@@ -13,6 +13,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import _elastates
 
@@ -42,6 +43,45 @@ def overwrite(fd: int, path: Path, content: bytes) -> None:
     """Put ``content`` in place of what the open file holds; neither atomic nor durable."""
     with _os_errors():
         _elastates.overwrite(fd, str(path), content)
+
+
+class PieceFile:
+    """A file that is made, or gone on with, and written piece by piece; by several threads, if they like.
+
+    Its descriptor lives as long as the object does: a thread that somebody left behind, with Ctrl-C perhaps, writes to
+    this file and never to another one that got its number.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = -1
+        self._fd = open_or_create(path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def write(self, content: Any, offset_bytes: int) -> None:
+        """Put ``content``, any contiguous buffer, at an offset; durable after :func:`sync_file`."""
+        with _os_errors():
+            _elastates.write_at(self._fd, str(self.path), content, offset_bytes)
+
+    def set_length(self, size_bytes: int) -> None:
+        """Cut the file, or let it end with a hole."""
+        with _os_errors():
+            _elastates.set_length(self._fd, str(self.path), size_bytes)
+
+    def sync(self) -> None:
+        with _os_errors():
+            _elastates.sync_file(self._fd, str(self.path))
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+def sync_file(file: PieceFile) -> None:
+    """Make the bytes and the length of a file durable; its name, once the directory is synced."""
+    file.sync()
 
 
 def sync_directory(path: Path) -> None:

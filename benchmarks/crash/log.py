@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import linecache
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -47,7 +48,7 @@ class Operation:
 @contextlib.contextmanager
 def recording() -> Iterator[Callable[[], list[Operation]]]:
     """Record this process; yields what returns the log so far."""
-    names = ("sync_directory", "write_synced")
+    names = ("sync_directory", "write_synced", "sync_file")
     plain = {name: getattr(storage_ops, name) for name in names}
     for name in names:
         setattr(storage_ops, name, _naming_its_caller(plain[name]))
@@ -80,10 +81,10 @@ def load(path: Path) -> list[Operation]:
 def _naming_its_caller(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function``, leaving a mark with the line that called it in front of what it does."""
 
-    def named(path: Path, *args: Any) -> Any:
+    def named(path: os.PathLike[str], *args: Any) -> Any:
         frame = sys._getframe(1)
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().partition("  #")[0]
-        _elastates.record_mark(f"{_SITE}{path}\n{frame.f_code.co_qualname}: {line}")
+        _elastates.record_mark(f"{_SITE}{os.fspath(path)}\n{frame.f_code.co_qualname}: {line}")
         return function(path, *args)
 
     return named

@@ -37,10 +37,28 @@ void OverwriteForPython(int fd, Path path, std::string_view content) {
   WithoutGil([&] { return Overwrite(fd, path, content); });
 }
 
+void WriteAtForPython(int fd, Path path, const py::buffer& content, uint64_t offset) {
+  const py::buffer_info info = content.request();
+  const std::string_view bytes(static_cast<const char*>(info.ptr),
+                               static_cast<size_t>(info.size * info.itemsize));
+  WithoutGil([&] { return WriteAt(fd, path, bytes, offset); });
+}
+
 void BindOperations(py::module_& m) {
   m.def("write_synced", &WriteSyncedForPython, py::arg("path"), py::arg("content"));
   m.def("open_or_create", &OpenOrCreateForPython, py::arg("path"), "A descriptor, which the caller closes.");
   m.def("overwrite", &OverwriteForPython, py::arg("fd"), py::arg("path"), py::arg("content"));
+  m.def("write_at", &WriteAtForPython, py::arg("fd"), py::arg("path"), py::arg("content"), py::arg("offset"),
+        "content: a contiguous buffer.");
+  m.def(
+      "set_length",
+      [](int fd, Path path, uint64_t size_bytes) {
+        WithoutGil([&] { return SetLength(fd, path, size_bytes); });
+      },
+      py::arg("fd"), py::arg("path"), py::arg("size_bytes"));
+  m.def(
+      "sync_file", [](int fd, Path path) { WithoutGil([&] { return SyncFile(fd, path); }); }, py::arg("fd"),
+      py::arg("path"));
   m.def(
       "sync_directory", [](Path path) { WithoutGil([&] { return SyncDirectory(path); }); }, py::arg("path"));
   m.def(

@@ -1,7 +1,8 @@
-// Small files: written by one thread in one go. Data files have FileSink.
+// Files that Python writes: small ones in one go, others piece by piece. Snapshots have FileSink.
 #ifndef ELASTATES_STORAGE_SMALL_FILE_H_
 #define ELASTATES_STORAGE_SMALL_FILE_H_
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -19,6 +20,11 @@ Result<OwnedFd> OpenOrCreate(const std::string& path);
 
 // Puts `content` in place of what the file holds; neither atomic nor durable. `path` is for messages.
 Status Overwrite(int fd, const std::string& path, std::string_view content);
+
+// Puts `content` at an offset of the open file, from any thread; not durable before SyncFile().
+Status WriteAt(int fd, const std::string& path, std::string_view content, uint64_t offset);
+Status SetLength(int fd, const std::string& path, uint64_t size_bytes);
+Status SyncFile(int fd, const std::string& path);
 
 }  // namespace elastates
 

@@ -8,7 +8,6 @@ and only then it takes the damaged one's place, which is kept under another name
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -180,20 +179,17 @@ def mend(directory: CheckpointDirectory, case: Case) -> Path:
 
 
 def _put_together(path: Path, size_bytes: int, stretches: Sequence[Stretch], copies: Sequence[Path]) -> None:
-    with open(path, "xb") as file:
-        file.truncate(size_bytes)
-        for begin, content in whole_stretches(path.name, stretches, copies):
-            file.seek(begin)
-            file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    file = storage_ops.PieceFile(path)
+    file.set_length(size_bytes)
+    for begin, content in whole_stretches(path.name, stretches, copies):
+        file.write(content, begin)
+    storage_ops.sync_file(file)
 
 
 def _link(source: Path, destination: Path) -> None:
     """The same file under a second name: published files never change. A copy where there are no links."""
     try:
-        os.link(source, destination)
+        storage_ops.link(source, destination)
     except OSError:
         shutil.copyfile(source, destination)
-        with open(destination, "rb+") as file:
-            os.fsync(file.fileno())
+        storage_ops.sync_file(storage_ops.PieceFile(destination))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from datastates import manifest
+from datastates import manifest, storage_ops
 from datastates.agreement import make_save_plan
 from datastates.convert.source import Progress, raw_bytes
 from datastates.convert.tree import Incoming
@@ -19,7 +18,6 @@ from datastates.data_file import DataFilePlan
 from datastates.directory import CheckpointDirectory, data_file_name, objects_file_name
 from datastates.dtypes import dtype_name
 from datastates.plan import Held
-from datastates.storage_ops import write_synced
 from oneflow_sbp import Box
 
 import _elastates
@@ -67,12 +65,11 @@ def _write_files(
     ]
     plan = make_save_plan([held], incoming.aliases, [frozenset()], CHUNK_BYTES)
     (file,) = plan.files
-    with open(attempt / data_file_name(0), "xb") as stream:
-        crcs = _write_data(stream, incoming, file, progress)
-        stream.flush()
-        os.fsync(stream.fileno())
+    data = storage_ops.PieceFile(attempt / data_file_name(0))
+    crcs = _write_data(data, incoming, file, progress)
+    storage_ops.sync_file(data)
     python = json.dumps(dict(incoming.python), separators=(",", ":")).encode()
-    write_synced(attempt / objects_file_name(0), python)
+    storage_ops.write_synced(attempt / objects_file_name(0), python)
     content = manifest.Manifest(
         step=step,
         num_ranks=1,
@@ -92,13 +89,15 @@ def _write_files(
         metadata=metadata,
         created_unix_s=time.time(),
     )
-    write_synced(attempt / manifest.FILE_NAME, manifest.dump(content, plan.tensors_text))
+    storage_ops.write_synced(attempt / manifest.FILE_NAME, manifest.dump(content, plan.tensors_text))
 
 
-def _write_data(stream: BinaryIO, incoming: Incoming, file: DataFilePlan, progress: Progress | None) -> list[int]:
+def _write_data(
+    data: storage_ops.PieceFile, incoming: Incoming, file: DataFilePlan, progress: Progress | None
+) -> list[int]:
     """The data file; returns the checksum of every extent."""
-    stream.write(file.header)
-    extents = _Extents(stream, len(file.header), file.extent_ends.tolist())
+    data.write(file.header, 0)
+    extents = _Extents(data, len(file.header), file.extent_ends.tolist())
     total = file.size_bytes
     for _, piece in incoming.source.stream([stored.piece.name for stored in file.stored]):
         extents.write(raw_bytes(piece))
@@ -112,10 +111,10 @@ def _write_data(stream: BinaryIO, incoming: Incoming, file: DataFilePlan, progre
 class _Extents:
     """Cuts a stream of bytes into extents, checksums and writes each."""
 
-    def __init__(self, stream: BinaryIO, begin: int, ends: list[int]) -> None:
+    def __init__(self, file: storage_ops.PieceFile, begin: int, ends: list[int]) -> None:
         self.at = begin
         self.crcs: list[int] = []
-        self._stream = stream
+        self._file = file
         self._ends = iter(ends)
         self._end = next(self._ends, begin)
         self._extent = bytearray()
@@ -128,6 +127,6 @@ class _Extents:
             self.at += len(part)
             if self.at == self._end:
                 self.crcs.append(_elastates.crc32c(self._extent))
-                self._stream.write(self._extent)
+                self._file.write(self._extent, self.at - len(self._extent))
                 self._extent.clear()
                 self._end = next(self._ends, self._end)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections.abc import Collection
@@ -63,8 +62,7 @@ def fetch(
         storage_ops.write_synced(attempt / manifest.FILE_NAME, raw)
         return directory.publish(attempt, step, damaged_steps)
     except BaseException:
-        with contextlib.suppress(OSError):  # the next writer's lock() clears it
-            storage_ops.remove_tree(attempt)
+        directory.discard(attempt)
         raise
 
 
@@ -77,20 +75,16 @@ def _manifest(store: Store, name: str, pace: Pace) -> bytes:
 
 def _fetch_file(store: Store, folder: str, file: FilePlan, where: Where, path: Path, pace: Pace, threads: int) -> None:
     url = f"{store.step_url(folder)}/{file.name}"
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    local = storage_ops.PieceFile(path)
 
     def fetch_piece(piece: Piece) -> None:
-        write_runs(
-            fd, piece, pace.retried(lambda: _verified(store, folder, file, piece, where, url), f"fetching {url}")
-        )
+        content = pace.retried(lambda: _verified(store, folder, file, piece, where, url), f"fetching {url}")
+        write_runs(local, piece, content)
 
-    try:
-        with Workers(threads, "ds-fetch") as pool:
-            pool.map(fetch_piece, file.pieces)
-        os.ftruncate(fd, file.size_bytes)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with Workers(threads, "ds-fetch") as pool:
+        pool.map(fetch_piece, file.pieces)
+    local.set_length(file.size_bytes)
+    storage_ops.sync_file(local)
 
 
 def _verified(store: Store, folder: str, file: FilePlan, piece: Piece, where: Where, url: str) -> bytes:

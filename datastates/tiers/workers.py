@@ -33,7 +33,7 @@ class Workers:
     def map(self, act: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
         """``act`` for every set of arguments, side by side; the results in their order.
 
-        After an error none begins any more; those that have begun end first.
+        After an error none begins any more; those that have begun end first. Ctrl-C does not wait for them.
 
         Raises:
             Exception: the first error.
@@ -74,8 +74,12 @@ class _Batch(Generic[T]):
             self._changed.notify_all()
 
     def wait(self) -> list[T]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._num_left)
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._num_left)
+        except BaseException as interruption:  # Ctrl-C: nobody wants what has not begun
+            self._error = interruption
+            raise
         if self._error is not None:
             raise self._error
         return [self._results[number] for number in range(len(self.arguments))]

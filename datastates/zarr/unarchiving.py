@@ -6,7 +6,6 @@ import contextlib
 import functools
 import itertools
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,8 +113,7 @@ def unarchive(reader: ArchiveReader, directory: Path, *, threads: int) -> Path:
             storage_ops.write_synced(attempt / manifest.FILE_NAME, manifest.dump(content))
             return checkpoints.publish(attempt, step)
         except BaseException:
-            if attempt.exists():
-                storage_ops.remove_tree(attempt)
+            checkpoints.discard(attempt)
             raise
     finally:
         checkpoints.unlock()
@@ -154,24 +152,23 @@ def _plan(archived: manifest.Manifest) -> SavePlan:
 def _write_data(reader: ArchiveReader, plan: SavePlan, path: Path, threads: int) -> None:
     file = plan.files[0]
     storage_ops.write_synced(path, file.header)
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        os.ftruncate(fd, file.size_bytes)
-        for _ in run_in_threads(_parts(reader, file.stored, fd), threads):
-            pass
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    data = storage_ops.PieceFile(path)
+    data.set_length(file.size_bytes)
+    for _ in run_in_threads(_parts(reader, file.stored, data), threads):
+        pass
+    storage_ops.sync_file(data)
 
 
-def _parts(reader: ArchiveReader, stored: Sequence[StoredPiece], fd: int) -> Iterator[Callable[[], None]]:
+def _parts(
+    reader: ArchiveReader, stored: Sequence[StoredPiece], data: storage_ops.PieceFile
+) -> Iterator[Callable[[], None]]:
     """One job for every file of the archive."""
     for piece in stored:
         for index in reader.array(piece.piece.name).layout.files.indices():
-            yield functools.partial(_copy_part, reader, piece, index, fd)
+            yield functools.partial(_copy_part, reader, piece, index, data)
 
 
-def _copy_part(reader: ArchiveReader, stored: StoredPiece, index: tuple[int, ...], fd: int) -> None:
+def _copy_part(reader: ArchiveReader, stored: StoredPiece, index: tuple[int, ...], data: storage_ops.PieceFile) -> None:
     name = stored.piece.name
     layout = reader.array(name).layout
     box = layout.files.inner(index)
@@ -179,10 +176,7 @@ def _copy_part(reader: ArchiveReader, stored: StoredPiece, index: tuple[int, ...
     if run is None:
         raise DamagedCheckpointError(f"{reader.path}: file {index} of {name} is no run of elements")
     raw = reader.read_file(name, index).reshape(-1).view(torch.uint8).numpy().data
-    at = stored.begin + run[0] * layout.itemsize_bytes
-    while raw:
-        written = os.pwrite(fd, raw, at)
-        raw, at = raw[written:], at + written
+    data.write(raw, stored.begin + run[0] * layout.itemsize_bytes)
 
 
 def _describe(plan: SavePlan, path: Path) -> manifest.DataFile:

@@ -1,5 +1,6 @@
 """The directory: one writer, nothing overwritten, leftovers cleared, and never without a checkpoint to go back to."""
 
+import errno
 import os
 import re
 import socket
@@ -42,6 +43,19 @@ def test_names_sort_like_steps() -> None:
     assert step_name(12) == "step-00000012"
     assert step_name(123_456_789) == "step-123456789"
     assert (data_file_name(3), objects_file_name(3)) == ("rank-00003.safetensors", "rank-00003.objects.json")
+
+
+def test_a_lock_that_the_file_system_refuses_leaves_no_descriptor(
+    directory: CheckpointDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(OSError, match="No locks available"):
+        directory.lock()
+    opened = [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    assert str(directory.path / ".lock") not in opened
 
 
 def test_steps_are_what_was_published_and_nothing_else(directory: CheckpointDirectory) -> None:

@@ -128,6 +128,47 @@ def test_short_and_interrupted_writes_are_continued(tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes() == b"0123456789" * 10
 
 
+def test_a_file_is_written_piece_by_piece(tmp_path: Path, recording: Callable[[], list[tuple[str, str]]]) -> None:
+    file = storage_ops.PieceFile(tmp_path / "file")
+    file.write(memoryview(b"-second")[1:], 5)
+    file.write(bytearray(b"first"), 0)
+    file.set_length(20)
+    storage_ops.sync_file(file)
+    assert (tmp_path / "file").read_bytes() == b"firstsecond" + bytes(9)
+    assert [op for op, _ in recording()] == ["create", "write", "write", "ftruncate", "fsync"]
+    storage_ops.PieceFile(tmp_path / "file").write(b"F", 0)  # goes on with it
+    assert (tmp_path / "file").read_bytes()[:5] == b"First"
+
+
+@pytest.mark.parametrize(
+    ("operation", "act"),
+    [
+        ("small_write", lambda file: file.write(b"x", 0)),
+        ("small_ftruncate", lambda file: file.set_length(9)),
+        ("small_fsync", storage_ops.sync_file),
+    ],
+)
+def test_a_piece_that_cannot_be_written_is_an_error_with_its_file(
+    tmp_path: Path, operation: str, act: Callable[[storage_ops.PieceFile], None]
+) -> None:
+    file = storage_ops.PieceFile(tmp_path / "file")
+    _elastates.set_fault(operation, error=errno.EIO)
+    with pytest.raises(OSError, match=r"\w+ing .*/file: Input/output error"):
+        act(file)
+
+
+def test_who_is_left_behind_writes_to_that_file_and_to_no_other(tmp_path: Path) -> None:
+    """The descriptor's number must not become another file's while somebody may still write."""
+    write = storage_ops.PieceFile(tmp_path / "file").write
+    with open(tmp_path / "other", "wb"):
+        write(b"late", 0)
+    assert (tmp_path / "other").read_bytes() == b""
+    assert (tmp_path / "file").read_bytes() == b"late"
+    del write
+    targets = [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    assert str(tmp_path / "file") not in targets
+
+
 def test_the_way_to_a_directory_is_synced_up_to_what_we_may_open(
     tmp_path: Path, recording: Callable[[], list[tuple[str, str]]]
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from datastates.errors import DamagedCheckpointError
 from datastates.manifest import FILE_NAME
+from datastates.storage_ops import PieceFile
 from datastates.tiers.pace import Pace
 from datastates.tiers.plan import FilePlan, Piece, damaged
 from datastates.tiers.workers import Workers
@@ -31,14 +32,12 @@ def read_runs(path: Path, piece: Piece) -> bytes:
         return b"".join(os.pread(stream.fileno(), end - begin, begin) for begin, end in piece.runs())
 
 
-def write_runs(fd: int, piece: Piece, content: bytes) -> None:
+def write_runs(file: PieceFile, piece: Piece, content: bytes) -> None:
     """Put the bytes of a piece where they belong in a local file."""
     view = memoryview(content)
     for begin, end in piece.runs():
-        run, view = view[: end - begin], view[end - begin :]
-        while run:
-            num_bytes = os.pwrite(fd, run, begin)
-            run, begin = run[num_bytes:], begin + num_bytes
+        file.write(view[: end - begin], begin)
+        view = view[end - begin :]
 
 
 class Source:

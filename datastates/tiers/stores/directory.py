@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 import secrets
 from collections.abc import Collection
@@ -64,8 +63,13 @@ class DirectoryStore(Store):
         path = self.path / name
         storage_ops.make_directories(path.parent)
         new = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-        storage_ops.write_synced(new, content)
-        storage_ops.rename(new, path)
+        try:
+            storage_ops.write_synced(new, content)
+            storage_ops.rename(new, path)
+        except OSError:
+            with contextlib.suppress(OSError):  # the first failure is the one to tell
+                storage_ops.unlink(new)
+            raise
         storage_ops.sync_directory(path.parent)
 
     def read(self, name: str, piece: Piece) -> bytes:
@@ -77,22 +81,19 @@ class DirectoryStore(Store):
     def send(self, name: str, source: Source, pace: Pace, parts: Workers) -> int:
         path = self.path / name
         storage_ops.make_directories(path.parent)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        file = storage_ops.PieceFile(path)
 
         def send_piece(piece: Piece) -> int:
             if not damaged(piece, read_runs(path, piece)):
                 return 0
             content = source.read(piece)
             pace.take(piece.size_bytes)
-            pace.retried(lambda: write_runs(fd, piece, content), f"writing {path}")
+            pace.retried(lambda: write_runs(file, piece, content), f"writing {path}")
             return piece.size_bytes
 
-        try:
-            sent = sum(parts.map(send_piece, source.plan.pieces))
-            os.ftruncate(fd, source.plan.size_bytes)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sent = sum(parts.map(send_piece, source.plan.pieces))
+        file.set_length(source.plan.size_bytes)
+        storage_ops.sync_file(file)
         return sent
 
     def adopt(self, name: str, file: FilePlan, candidate: str) -> bool:
@@ -118,10 +119,9 @@ class DirectoryStore(Store):
 
     def commit(self, step: str, manifest: bytes) -> None:
         staged, final = self.path / self.staging(step), self.path / step
-        if not staged.exists() and final.exists():  # the attempt before this one got as far as the rename
-            return
-        self.put(f"{self.staging(step)}/{FILE_NAME}", manifest)
-        storage_ops.rename_no_replace(staged, final)
+        if staged.exists() or not final.exists():  # else the attempt before this one got as far as the rename
+            self.put(f"{self.staging(step)}/{FILE_NAME}", manifest)
+            storage_ops.rename_no_replace(staged, final)
         storage_ops.sync_directory(self.path)
         storage_ops.sync_ancestors(self.path)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from datastates import Checkpointer, Tier
 from datastates.directory import read_manifest
+from datastates.storage_ops import PieceFile
 from datastates.tiers.config import tiers_of
 from datastates.tiers.plan import Check, FilePlan, Piece, _plan, damaged, plan_files
 from datastates.tiers.stores.base import read_runs, write_runs
@@ -47,8 +48,7 @@ def test_runs_are_written_where_they_were_read(data: st.DataObject) -> None:
         (Path(scratch) / "from").write_bytes(content)
         read = read_runs(Path(scratch) / "from", piece)
         assert damaged(piece, read) == []
-        with open(Path(scratch) / "to", "w+b") as stream:
-            write_runs(stream.fileno(), piece, read)
+        write_runs(PieceFile(Path(scratch) / "to"), piece, read)
         assert read_runs(Path(scratch) / "to", piece) == read
 
 

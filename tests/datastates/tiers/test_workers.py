@@ -1,5 +1,7 @@
 """Threads for a while: order, errors, sharing."""
 
+import _thread
+import signal
 import threading
 
 import pytest
@@ -32,6 +34,28 @@ def test_the_first_error_is_raised_and_nothing_begins_after_it() -> None:
             workers.map(act, range(100))
         assert begun == [0, 1, 2]
         assert workers.map(lambda number: number, [7]) == [7]
+
+
+def test_ctrl_c_waits_for_nobody_and_nothing_begins_after_it() -> None:
+    begun, interrupted = [], threading.Event()
+
+    def act(number: int) -> int:
+        begun.append(number)
+        if number == 0:
+            _thread.interrupt_main()
+            assert interrupted.wait(60)
+        return number
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+    try:
+        with Workers(1, "test") as workers:
+            with pytest.raises(KeyboardInterrupt):
+                workers.map(act, range(100))
+            interrupted.set()
+            assert workers.map(lambda number: number, [7]) == [7]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert begun == [0]
 
 
 def test_several_threads_share_them() -> None:
