@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
+import threading
 from collections.abc import Callable, Generator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+logger = logging.getLogger("datastates")
 
 
 class CheckpointFuture(Generic[T]):
@@ -48,8 +51,20 @@ class CheckpointFuture(Generic[T]):
         return self._future.done()
 
     def add_done_callback(self, callback: Callable[[CheckpointFuture[T]], object]) -> None:
-        """Call ``callback(self)`` once resolved, on a background thread, or at once if it already is."""
-        self._future.add_done_callback(lambda _: callback(self))
+        """Call ``callback(self)`` once resolved, on a background thread, or at once if it already is.
+
+        What it raises there is logged; ``sys.exit()`` too, for it would end that thread and nothing else.
+        """
+
+        def call(_: object) -> None:
+            try:
+                callback(self)
+            except SystemExit:
+                if threading.current_thread() is threading.main_thread():
+                    raise
+                logger.exception("a callback of a checkpoint's future called for an exit; only the main thread can")
+
+        self._future.add_done_callback(call)
 
     def __await__(self) -> Generator[object, None, T]:
         self._on_wait()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+logger = logging.getLogger("datastates")
 
 
 class Lane(Generic[T]):
@@ -49,6 +51,12 @@ class Lane(Generic[T]):
             try:
                 self._work(item)
             except Exception as error:  # noqa: BLE001  (told to whoever waits for the item)
-                self._failed(item, error)
+                self._account(item, error)
             del item  # or the last checkpoint would be kept alive by this frame until the next one
         self._ended.set()
+
+    def _account(self, item: T, error: Exception) -> None:
+        try:
+            self._failed(item, error)
+        except Exception:
+            logger.exception("%s could not say that this failed: %r", self._name, error)

@@ -106,19 +106,28 @@ class Library:
             path = self._directory.of_step(place.step)
             read_manifest(path)
             return path
-        store, folder = self.store(place.tier), step_name(place.step)
+        store, folder, pace = self.store(place.tier), step_name(place.step), self._impatient(place.tier)
         url = store.step_url(folder)
-        found = manifest.load(store.get(f"{folder}/{manifest.FILE_NAME}"), url)
+
+        def get(name: str) -> bytes:
+            return pace.retried(lambda: store.get(name), f"reading {name} of {store.url}")
+
+        try:
+            found = manifest.load(get(f"{folder}/{manifest.FILE_NAME}"), url)
+        except FileNotFoundError as error:
+            raise DamagedCheckpointError(f"{url} has gone") from error
         files = plan_files(found, self._tiers[place.tier].part_bytes)
-        where = read_where(store, folder, files, store.get)
-        if wrong := missing(store, expected(store, folder, files, where)):
+        sizes = expected(store, folder, files, read_where(store, folder, files, get))
+        if wrong := pace.retried(lambda: missing(store, sizes), f"listing {store.url}"):
             raise DamagedCheckpointError(f"{url}: {', '.join(list(wrong.values())[:8])}")
         return url
 
+    def _impatient(self, number: int) -> Pace:
+        return Pace(None, min(PATIENCE_S, self._tiers[number].retry_for_s))
+
     def _tier_steps(self, number: int) -> list[int]:
-        pace = Pace(None, min(PATIENCE_S, self._tiers[number].retry_for_s))
         store = self.store(number)
-        return complete_steps(pace.retried(store.listing, f"listing {store.url}"))
+        return complete_steps(self._impatient(number).retried(store.listing, f"listing {store.url}"))
 
     def store(self, number: int) -> Store:
         """The store of a tier; one for all, for what S3 stores keep in memory is no trifle (30 MB)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,7 +87,10 @@ class Replication:
             return
         try:
             directory.lock()  # only who writes here copies from here
-        except DirectoryBusyError as error:
+        except (
+            DirectoryBusyError,
+            OSError,
+        ) as error:  # somebody else writes here, or nobody can: it is restored anyway
             logger.warning("nothing is copied to tiers before the first checkpoint: %s", error)
             return
         self._offer(step, directory.of_step(step), self._account)
@@ -97,8 +101,12 @@ class Replication:
 
     def close(self, timeout_s: float | None) -> bool:
         """Finish what is under way, and end the threads; returns whether ``timeout_s`` was enough. Idempotent."""
-        done = [lane.close(timeout_s) for lane in self.lanes]
-        return all(done) and self._hearing.close(timeout_s)
+        end_s = None if timeout_s is None else time.monotonic() + timeout_s
+        closing: list[TierLane | Lane[Checkpoint]] = [*self.lanes, self._hearing]
+        done = True
+        for one in closing:  # each, also when there is no time left: it stops what is under way
+            done = one.close(None if end_s is None else max(0.0, end_s - time.monotonic())) and done
+        return done
 
     def num_retries(self) -> int:
         return sum(lane.pace.num_retries for lane in self.lanes)

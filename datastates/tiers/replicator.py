@@ -126,9 +126,16 @@ class TierLane:
                 self._active = None
                 if outcome.error is not None and self._last_taken == offer.step:
                     self._last_taken = None  # the next one is due, whatever ``every`` says
-            offer.told(outcome)
+            self._tell(offer, outcome)
             if outcome.uploaded is not None:
                 self._prune(offer.step)
+
+    @staticmethod
+    def _tell(offer: Offer, outcome: Outcome) -> None:
+        try:
+            offer.told(outcome)
+        except Exception:  # a dead lane would leave close() without an end
+            logger.exception("what became of the copy of step %d to %s was not heard", offer.step, outcome.tier.url)
 
     def _take(self, offer: Offer) -> Outcome:
         begun_s = time.monotonic()

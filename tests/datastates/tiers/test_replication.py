@@ -1,6 +1,8 @@
 """Copies behind training: what every kind of store promises."""
 
+import errno
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -9,11 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from polling import until
 from tier_states import filled
 
 from datastates import Checkpointer, DamagedCheckpointError, ReplicationError, Tier, sight
+from datastates.directory import CheckpointDirectory
 from datastates.manifest import FILE_NAME
 from datastates.tiers import replicator
+from datastates.tiers.library import Library
 from datastates.tiers.pace import Pace
 from datastates.tiers.plan import Piece
 from datastates.tiers.retention import leaving
@@ -109,6 +114,49 @@ def test_going_on_after_restore_copies_what_the_last_job_did_not(tier: Tier, ope
         assert checkpoints.restore(filled(0)) == 8
     assert complete_steps(open_store(tier).listing()) == [7]
     assert checkpoints.stats().num_replicated == 1
+
+
+def test_a_directory_that_cannot_be_written_is_restored_from_all_the_same(
+    open_run: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rank 0 alone would raise, with the state restored: what it cannot do now is to copy."""
+    with open_run(None) as checkpoints:
+        checkpoints.checkpoint(7, filled(7)).durable.result(60)
+
+    def refuse(_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(CheckpointDirectory, "lock", refuse)
+    checkpoints = open_run(tmp_path / "second")
+    assert checkpoints.restore(filled(0)) == 8
+    assert "nothing is copied to tiers before the first checkpoint" in caplog.text
+    assert "Read-only file system" in caplog.text
+
+
+def test_a_listener_that_fails_does_not_end_the_lane(
+    open_run: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = open_run(tmp_path / "second")
+    with monkeypatch.context() as patch:
+        patch.setattr("datastates.tiers.replication.report_of", lambda *_: 1 / 0)
+        checkpoints.checkpoint(1, filled(1)).durable.result(60)
+        until(lambda: "what became of the copy of step 1" in caplog.text)
+    assert save(checkpoints, 2) == [str(tmp_path / "second" / "step-00000002")]
+    checkpoints.close()
+
+
+def test_the_newest_is_looked_for_in_spite_of_what_went_meanwhile(
+    open_run: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another job's retention removes a step between the listing and the look."""
+    with open_run(tmp_path / "second") as checkpoints:
+        save(checkpoints, 1, 2)
+    shutil.rmtree(tmp_path / "run")
+    checkpoints = open_run(tmp_path / "second")
+    places = checkpoints._library.places()
+    monkeypatch.setattr(Library, "places", lambda _: places)
+    shutil.rmtree(tmp_path / "second" / "step-00000002")
+    assert checkpoints.latest() == str(tmp_path / "second" / "step-00000001")
 
 
 def test_an_interrupted_upload_is_invisible_and_then_swept(tier: Tier, open_run: Open) -> None:
