@@ -23,7 +23,9 @@ from oneflow_sbp import Box
 BLOCK_BYTES = 4096
 """The payload begins at a multiple of this, which is what O_DIRECT asks of every device in use."""
 LARGE_BYTES = 256 << 10
-"""Tensors from this size on have extents of their own; smaller neighbours share one."""
+"""Tensors from this size on have extents of their own; smaller neighbours share some."""
+SHARED_EXTENT_BYTES = 512 << 10
+"""About how long what they share is: who wants one of them, verified, reads it all."""
 MAX_FINE_EXTENTS = 1 << 16
 """Where deltas ask for fine extents, a file has at most about so many: each costs 20 bytes of the manifest."""
 
@@ -125,12 +127,20 @@ def _header(held: Sequence[Held], pieces: Sequence[Piece], begins: list[int], en
 
 
 def _extent_ends(begins: np.ndarray, ends: np.ndarray, payload: int, size_bytes: int, chunk_bytes: int) -> np.ndarray:
-    """Cut at chunk borders and around every large piece."""
+    """Cut at chunk borders, around every large piece, and here and there among small ones."""
     large = (ends - begins) >= np.uint64(LARGE_BYTES)
     borders = _multiples(chunk_bytes, payload, size_bytes)
-    cuts = np.concatenate([begins[large], ends[large], borders, np.array([size_bytes], dtype=np.uint64)])
+    shared = _between_small(begins, large, payload, size_bytes)
+    cuts = np.concatenate([begins[large], ends[large], borders, shared, np.array([size_bytes], dtype=np.uint64)])
     cuts = np.unique(cuts)
     return cuts[cuts > np.uint64(payload)]
+
+
+def _between_small(begins: np.ndarray, large: np.ndarray, payload: int, size_bytes: int) -> np.ndarray:
+    """Where the extents of small neighbours end: where a piece begins, so that as few as can be lie in two."""
+    marks = _multiples(SHARED_EXTENT_BYTES, payload, size_bytes)
+    pieces = np.searchsorted(begins, marks, side="right") - 1
+    return begins[pieces[~large[pieces]]]
 
 
 def _fine_extent_ends(payload: int, size_bytes: int, chunk_bytes: int, extent_bytes: int) -> np.ndarray:

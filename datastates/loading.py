@@ -117,8 +117,11 @@ def load(
     def read_file(file: int) -> int:
         return _read_file(checkpoint, manifest, file, by_file[file], -(-threads // at_once), direct_io, verify)
 
-    with ThreadPoolExecutor(at_once, thread_name_prefix="ds-load") as pool:
-        total = sum(pool.map(read_file, files))
+    if at_once == 1:
+        total = sum(map(read_file, files))
+    else:
+        with ThreadPoolExecutor(at_once, thread_name_prefix="ds-load") as pool:
+            total = sum(pool.map(read_file, files))
     with torch.no_grad():
         for patch in plan.patches:
             piece = patch.buffer[patch.part.relative_to(patch.hull)]

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,6 +20,8 @@ from datastates.bulk import without_gc
 from datastates.dtypes import dtype_of
 from datastates.errors import DamagedCheckpointError
 from oneflow_sbp import Box
+
+import _elastates
 
 T = TypeVar("T")
 FORMAT = "elastates-checkpoint"
@@ -174,7 +177,26 @@ def load(raw: bytes, where: str, *, on_demand: bool = False) -> Manifest:
     found = _DIGEST.search(raw[-_DIGEST_BYTES:])
     if not found or hashlib.sha256(raw[:-_DIGEST_BYTES]).hexdigest().encode() != found[1]:
         raise DamagedCheckpointError(f"{where}: the manifest's own SHA-256 does not match: truncated or altered")
-    return _or_damage(where, lambda: _checked(json.loads(raw), where, on_demand))
+    return _or_damage(where, lambda: _on_demand(raw, where) if on_demand else _eager(raw))
+
+
+def _eager(raw: bytes) -> Manifest:
+    data = json.loads(raw)
+    files = _files(data)
+    read = _TensorReader(files).tensor
+    return _checked(data, files, {name: read(name, info) for name, info in data["tensors"].items()})
+
+
+def _on_demand(raw: bytes, where: str) -> Manifest:
+    """Parses all but the tensors, which usually are most of the text, and finds where each of them stands."""
+    try:
+        index = _elastates.JsonIndex(raw, "tensors")
+    except ValueError:  # a name with escapes, or no manifest: the parser knows, or says
+        return _eager(raw)
+    begin, end = index.object
+    data = json.loads(raw[:begin] + b"{}" + raw[end:])
+    files = _files(data)
+    return _checked(data, files, _TensorsOnDemand(raw, index, files, where))
 
 
 def _or_damage(where: str, check: Callable[[], T]) -> T:
@@ -185,7 +207,8 @@ def _or_damage(where: str, check: Callable[[], T]) -> T:
         raise DamagedCheckpointError(f"{where}: {error if isinstance(error, ValueError) else repr(error)}") from error
 
 
-def _checked(data: dict[str, Any], where: str, on_demand: bool) -> Manifest:
+def _files(data: dict[str, Any]) -> tuple[DataFile, ...]:
+    """The data files, once it is known that this reader may judge them."""
     if data["format"] != FORMAT:
         raise ValueError(f"format is {data['format']!r}, expected {FORMAT!r}")
     version = _number(data["format_version"])
@@ -193,24 +216,24 @@ def _checked(data: dict[str, Any], where: str, on_demand: bool) -> Manifest:
         raise ValueError(
             f"format version {version} is newer than {FORMAT_VERSION}, the newest this reader knows; upgrade elastates"
         )
+    files = tuple(map(_file, data["files"]))
+    if version < 2 and any(f.sources for f in files):
+        raise ValueError(f"format version {version} has no sources")
+    return files
+
+
+def _checked(data: dict[str, Any], files: tuple[DataFile, ...], tensors: Mapping[str, TensorInfo]) -> Manifest:
     num_ranks = _number(data["num_ranks"])
     if num_ranks < 1:
         raise ValueError("num_ranks is 0")
-    files = tuple(map(_file, data["files"]))
     objects = tuple(
         ObjectsFile(_plain(o["name"]), _number(o["size_bytes"]), _number(o["crc32c"])) for o in data["objects"]
     )
     if len(objects) != num_ranks:
         raise ValueError(f"{len(objects)} objects files of {num_ranks} ranks")
-    if version < 2 and any(f.sources for f in files):
-        raise ValueError(f"format version {version} has no sources")
     names = [name for f in files for name in f.names] + [o.name for o in objects]
     if len(set(names)) != len(names):
         raise ValueError("two files have one name")
-    tensors: Mapping[str, TensorInfo] = _TensorsOnDemand(data["tensors"], files, where)
-    if not on_demand:
-        read = _TensorReader(files).tensor
-        tensors = {name: read(name, info) for name, info in data["tensors"].items()}
     aliases = data["aliases"]
     for alias, name in aliases.items():
         if name not in tensors:
@@ -234,8 +257,8 @@ def _file(data: dict[str, Any]) -> DataFile:
         size_bytes=_number(data["size_bytes"]),
         header_bytes=_number(data["header_bytes"]),
         header_crc32c=_number(data["header_crc32c"]),
-        extent_ends=np.array([_number(end) for end in data["extent_ends"]], dtype=np.uint64),
-        extent_crc32c=np.array([_number(crc) for crc in data["extent_crc32c"]], dtype=np.uint32),
+        extent_ends=np.array(_counts(data["extent_ends"]), dtype=np.uint64),
+        extent_crc32c=np.array(_counts(data["extent_crc32c"]), dtype=np.uint32),
         sources=sources,
         extent_sources=extent_sources,
     )
@@ -260,10 +283,11 @@ def _sources(data: dict[str, Any]) -> tuple[tuple[str, ...], np.ndarray | None]:
 
 
 class _TensorsOnDemand(Mapping[str, TensorInfo]):
-    """The ``tensors`` of a manifest, each checked when it is first asked for."""
+    """The ``tensors`` of a manifest, each parsed and checked when it is first asked for."""
 
-    def __init__(self, encoded: dict[str, Any], files: Sequence[DataFile], where: str) -> None:
-        self._encoded = dict(encoded)
+    def __init__(self, raw: bytes, index: _elastates.JsonIndex, files: Sequence[DataFile], where: str) -> None:
+        self._raw = raw
+        self._index = index
         self._read = _TensorReader(files).tensor
         self._where = where
         self._found: dict[str, TensorInfo] = {}
@@ -271,18 +295,30 @@ class _TensorsOnDemand(Mapping[str, TensorInfo]):
     def __getitem__(self, name: str) -> TensorInfo:
         found = self._found.get(name)
         if found is None:
-            encoded = self._encoded[name]
-            found = self._found[name] = _or_damage(self._where, lambda: self._read(name, encoded))
+            begin, end = self._range(name)
+            found = _or_damage(self._where, lambda: self._read(name, json.loads(self._raw[begin:end])))
+            self._found[name] = found
+        return found
+
+    def _range(self, name: str) -> tuple[int, int]:
+        found: tuple[int, int] | None = self._index.find(name)
+        if found is None:
+            raise KeyError(name)
         return found
 
     def __contains__(self, name: object) -> bool:
-        return name in self._encoded
+        return self._index.find(name) is not None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._encoded)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._encoded)
+        return len(self._names)
+
+    @cached_property
+    def _names(self) -> dict[str, None]:
+        """Each once, should a hostile text have one twice."""
+        return dict.fromkeys(self._index.keys())
 
 
 class _TensorReader:
@@ -358,6 +394,14 @@ def _numbers(values: Any) -> tuple[int, ...]:
         if type(value) is not int or not 0 <= value < 1 << 63:
             raise ValueError(f"{value!r} is not a count")
     return tuple(values)
+
+
+def _counts(values: Any) -> list[int]:
+    """A list of them, as long as it may be: all looked at together."""
+    if not set(map(type, values)) <= {int} or not 0 <= min(values, default=0) <= max(values, default=0) < 1 << 63:
+        for value in values:
+            _number(value)
+    return list(values)
 
 
 def _plain(name: Any) -> str:

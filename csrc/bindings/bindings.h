@@ -35,6 +35,7 @@ void BindStorage(py::module_& m);
 void BindFiles(py::module_& m);
 void BindActorBench(py::module_& m);
 void BindTrace(py::module_& m);
+void BindJson(py::module_& m);
 
 }  // namespace elastates
 

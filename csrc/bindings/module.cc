@@ -40,4 +40,5 @@ PYBIND11_MODULE(_elastates, m) {
   elastates::BindFiles(m);
   elastates::BindActorBench(m);
   elastates::BindTrace(m);
+  elastates::BindJson(m);
 }

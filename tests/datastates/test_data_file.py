@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import deserialize
 
-from datastates.data_file import BLOCK_BYTES, LARGE_BYTES, DataFilePlan, plan_data_file
+from datastates.data_file import BLOCK_BYTES, LARGE_BYTES, SHARED_EXTENT_BYTES, DataFilePlan, plan_data_file
 from datastates.dtypes import SAFETENSORS_NAMES, dtype_name
 from datastates.plan import Held, Piece
 from oneflow_sbp import Box
@@ -108,6 +108,16 @@ def test_a_large_tensor_shares_no_extent_with_its_neighbours() -> None:
     assert meets_large[0][0] == of["b"][0]
     assert meets_large[-1][1] == of["b"][1]
     assert any(begin <= of["c"][0] and of["d"][1] <= end for begin, end in extents), "small neighbours share one"
+
+
+def test_small_neighbours_share_extents_of_bounded_size_and_none_is_torn() -> None:
+    sizes = [(17_000 + 1000 * (i % 7),) for i in range(240)]
+    plan = plan_all([held(f"t{i}", size) for i, size in enumerate(sizes)], 8 << 20)
+    extents = extents_of(plan)
+    assert len(extents) > 4
+    assert all(end - begin < SHARED_EXTENT_BYTES + LARGE_BYTES for begin, end in extents)
+    torn = [end for _, end in extents for s in plan.stored if s.begin < end < s.end]
+    assert all(end % (8 << 20) == 0 for end in torn)
 
 
 def test_a_header_longer_than_a_chunk_still_leaves_whole_extents() -> None:

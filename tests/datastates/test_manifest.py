@@ -201,6 +201,33 @@ def test_on_demand_a_tensor_is_checked_when_it_is_asked_for() -> None:
     assert found.tensors[sound] is found.tensors[sound]
 
 
+@pytest.mark.parametrize("name", ["tensors", "a \\ backslash", 'a "quote"', "größe", "{", "\ud800", "tab\t", ""])
+def test_on_demand_finds_tensors_by_any_name(name: str) -> None:
+    weight = example().tensors["model.weight"]
+    other = example().tensors["model.scale"]
+    nested = {"tensors": {"x": 1}, name: {"tensors": [{}]}}
+    saved = replace(example(), tensors={"first": other, name: weight}, aliases={}, metadata=nested)
+    found = load(dump(saved), WHERE, on_demand=True)
+    assert dict(found.tensors) == saved.tensors
+    assert list(found.tensors) == ["first", name]
+    assert found.metadata == nested
+    assert None not in found.tensors
+    assert "\udfff" not in found.tensors
+
+
+def test_on_demand_and_at_once_agree_on_a_name_that_comes_twice() -> None:
+    twice = dump(example()).replace(b'"model.scale":', b'"model.weight":', 1)
+    raw = signed_again(twice)
+    at_once, on_demand = load(raw, WHERE), load(raw, WHERE, on_demand=True)
+    assert dict(on_demand.tensors) == at_once.tensors
+    assert len(on_demand.tensors) == len(at_once.tensors) == 2
+
+
+def signed_again(raw: bytes) -> bytes:
+    body = raw[: raw.rindex(b',"digest"')]
+    return body + b',"digest":"sha256:%s"}\n' % hashlib.sha256(body).hexdigest().encode()
+
+
 def test_deep_nesting_is_refused_and_does_not_end_the_process() -> None:
     body = b'{"format":' + b"[" * 200_000
     raw = body + b',"digest":"sha256:%s"}\n' % hashlib.sha256(body).hexdigest().encode()
