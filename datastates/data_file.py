@@ -12,13 +12,17 @@ import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from datastates.dtypes import SAFETENSORS_NAMES, dtype_of
+from datastates.manifest import DataFile
 from datastates.plan import Held, Piece
 from oneflow_sbp import Box
+
+import _elastates
 
 BLOCK_BYTES = 4096
 """The payload begins at a multiple of this, which is what O_DIRECT asks of every device in use."""
@@ -56,6 +60,51 @@ class DataFilePlan:
     """[pieces] uint64: file offset of the piece, bytes."""
     sizes: np.ndarray
     """[pieces] uint64: bytes."""
+
+    def submission(self, path: Path, refs: Any) -> dict[str, Any]:
+        """What ``_elastates.Engine.submit`` has to know of the plan.
+
+        Args:
+            path: where the file goes.
+            refs: ``_elastates.TensorRefs`` of what the rank holds.
+        """
+        return {
+            "path": str(path),
+            "header": self.header,
+            "refs": refs,
+            "index": self.index,
+            "source_begin": self.source_begin,
+            "file_begin": self.begins,
+            "sizes": self.sizes,
+            "extent_ends": self.extent_ends,
+            "file_size": self.size_bytes,
+        }
+
+    def written(
+        self,
+        name: str,
+        extent_crc32c: Sequence[int] | np.ndarray,
+        sources: Sequence[str] = (),
+        extent_sources: Sequence[int] | np.ndarray = (),
+    ) -> DataFile:
+        """The file as the manifest describes it, once its values are there.
+
+        Args:
+            name: of the file.
+            extent_crc32c: [extents] CRC32C of what it holds.
+            sources: see :class:`datastates.manifest.DataFile`, as for the next.
+            extent_sources: [extents], or empty without sources.
+        """
+        return DataFile(
+            name=name,
+            size_bytes=self.size_bytes,
+            header_bytes=len(self.header),
+            header_crc32c=_elastates.crc32c(self.header),
+            extent_ends=self.extent_ends,
+            extent_crc32c=np.asarray(extent_crc32c, dtype=np.uint32),
+            sources=tuple(sources),
+            extent_sources=np.asarray(extent_sources, dtype=np.uint32) if sources else None,
+        )
 
 
 def plan_data_file(

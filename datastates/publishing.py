@@ -6,13 +6,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from datastates import manifest, storage_ops
 from datastates.agreement import json_bytes
@@ -20,16 +17,11 @@ from datastates.config import CheckpointerConfig
 from datastates.coordination import Channel
 from datastates.data_file import DataFilePlan
 from datastates.delta import Base, DeltaBases, refer, written_bytes
-from datastates.directory import CheckpointDirectory, data_file_name, delta_file_name, expired
+from datastates.directory import CheckpointDirectory, data_file_name, delta_file_name
 from datastates.errors import CheckpointError
+from datastates.retention import prune
 from datastates.save_job import SaveJob, as_checkpoint_error
-from datastates.sight.bus import emit, sinks
-from datastates.sight.events import Origin, Pruned
 from datastates.sight.spans import span
-
-import _elastates
-
-logger = logging.getLogger("datastates")
 
 
 class Volume(NamedTuple):
@@ -202,35 +194,16 @@ class Publisher:
         Args:
             pinned: steps that somebody still reads.
         """
-        try:
-            # A damaged step may be newer than all that are whole: it must not stand in for one of them.
-            steps = [step for step in self._directory.steps() if step not in self.damaged]
-            newest = {path.parent for path in self._published}  # an older run may have left steps with higher numbers
-            old = [
-                step
-                for step in expired(steps, self._config.keep_last, self._config.keep_every)
-                if step not in pinned and self._directory.of_step(step) not in newest
-            ]
-            old = self._bases.let_go(old)
-            if old and all(path.stat().st_size == size for path, size in self._published.items()):
-                begun_s = time.monotonic()
-                self._directory.remove(old)
-                if sinks:
-                    origin = Origin(str(self._directory.path), self._channel.rank)
-                    emit(Pruned(origin, steps=tuple(old), seconds=time.monotonic() - begun_s))
-        except Exception:
-            logger.exception("retention could not remove old checkpoints of %s", self._directory.path)
+        prune(
+            self._directory,
+            self._published,
+            keep_last=self._config.keep_last,
+            keep_every=self._config.keep_every,
+            damaged=self.damaged,
+            let_go=lambda steps: self._bases.let_go([step for step in steps if step not in pinned]),
+        )
 
 
 def _data_file(rank: int, planned: DataFilePlan, answer: dict[str, Any], is_delta: bool) -> manifest.DataFile:
-    sources = tuple(answer["sources"])
-    return manifest.DataFile(
-        name=delta_file_name(rank) if is_delta else data_file_name(rank),
-        size_bytes=planned.size_bytes,
-        header_bytes=len(planned.header),
-        header_crc32c=_elastates.crc32c(planned.header),
-        extent_ends=planned.extent_ends,
-        extent_crc32c=np.array(answer["extent_crc32c"], dtype=np.uint32),
-        sources=sources,
-        extent_sources=np.array(answer["extent_sources"], dtype=np.uint32) if sources else None,
-    )
+    name = delta_file_name(rank) if is_delta else data_file_name(rank)
+    return planned.written(name, answer["extent_crc32c"], answer["sources"], answer["extent_sources"])

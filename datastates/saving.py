@@ -210,16 +210,9 @@ class SavePipeline:
             self._check_space(job.plan.size_bytes)
         engine = self._engine_for(file.size_bytes, job.checkpoint.step)
         chain = ChainReading.of(engine.stats())
+        path = job.attempt / (data_file_name(rank) if job.base is None else delta_file_name(rank))
         snapshot = engine.submit(
-            path=str(job.attempt / (data_file_name(rank) if job.base is None else delta_file_name(rank))),
-            header=file.header,
-            refs=captured.refs,
-            index=file.index,
-            source_begin=file.source_begin,
-            file_begin=file.begins,
-            sizes=file.sizes,
-            extent_ends=file.extent_ends,
-            file_size=file.size_bytes,
+            **file.submission(path, captured.refs),
             num_groups=captured.structure.num_groups,
             content_key=new_content_key() if self._config.full_every is not None else None,
             base=base.digests if base is not None else None,

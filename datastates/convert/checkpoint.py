@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from datastates import manifest, storage_ops
 from datastates.agreement import make_save_plan
 from datastates.convert.source import Progress, raw_bytes
@@ -74,16 +72,7 @@ def _write_files(
         step=step,
         num_ranks=1,
         tensors=plan.tensors,
-        files=(
-            manifest.DataFile(
-                name=data_file_name(0),
-                size_bytes=file.size_bytes,
-                header_bytes=len(file.header),
-                header_crc32c=_elastates.crc32c(file.header),
-                extent_ends=file.extent_ends,
-                extent_crc32c=np.array(crcs, dtype=np.uint32),
-            ),
-        ),
+        files=(file.written(data_file_name(0), crcs),),
         objects=(manifest.ObjectsFile(objects_file_name(0), len(python), _elastates.crc32c(python)),),
         aliases=plan.aliases,
         metadata=metadata,

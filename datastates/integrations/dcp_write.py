@@ -11,7 +11,7 @@ Should any rank fail to write, ``finish`` is never called: nothing is published,
 
 from __future__ import annotations
 
-import logging
+import errno
 import os
 import re
 import threading
@@ -32,23 +32,17 @@ from datastates import manifest, storage_ops
 from datastates.agreement import json_bytes
 from datastates.config import CheckpointerConfig
 from datastates.data_file import DataFilePlan, plan_data_file
-from datastates.directory import (
-    CheckpointDirectory,
-    data_file_name,
-    expired,
-    objects_file_name,
-    step_name,
-)
+from datastates.directory import CheckpointDirectory, data_file_name, objects_file_name
 from datastates.dtypes import dtype_name
 from datastates.errors import CheckpointError, MutationError, StorageFullError
 from datastates.integrations.dcp_objects import encode_item
 from datastates.manifest import DataFile, Manifest, ObjectsFile, Shard, TensorInfo
 from datastates.plan import Held, Piece
+from datastates.retention import prune
 from oneflow_sbp import Box
 
 import _elastates
 
-logger = logging.getLogger("datastates")
 NOTES = "dcp"
 """Member of the manifest's ``metadata`` that says what only DCP wants to know."""
 _ARENA_BYTES = 256 << 20
@@ -179,7 +173,7 @@ class DcpWriter(StorageWriter):
         try:
             report = self._write(attempt, rank, plan.items, planner)
             storage_ops.sync_directory(attempt)
-        except _elastates.StatusError as error:
+        except (_elastates.StatusError, OSError) as error:
             raise _told(error, attempt) from None  # the native error cannot travel to the other ranks
         size_bytes = sum(file.size_bytes for file in report.files)
         future: Future[list[WriteResult]] = Future()
@@ -200,7 +194,12 @@ class DcpWriter(StorageWriter):
             storage_ops.write_synced(attempt / manifest.FILE_NAME, content)
             sizes = {path.name: path.stat().st_size for path in attempt.iterdir()}
             self.published = self._directory.publish(attempt, step)
-            self._prune(self.published, sizes)
+            prune(
+                self._directory,
+                {self.published / name: size_bytes for name, size_bytes in sizes.items()},
+                keep_last=self._config.keep_last,
+                keep_every=self._config.keep_every,
+            )
         except BaseException:
             if attempt.exists():
                 self._directory.discard(attempt)  # every rank has written: nobody writes there any more
@@ -254,36 +253,14 @@ class DcpWriter(StorageWriter):
         refs = _elastates.TensorSet(tensors, groups).hold([], 0, 0, streams)
         engine = self._config.make_engine(min(planned.size_bytes, _ARENA_BYTES))
         try:
-            snapshot = engine.submit(
-                path=str(path),
-                header=planned.header,
-                refs=refs,
-                index=planned.index,
-                source_begin=planned.source_begin,
-                file_begin=planned.begins,
-                sizes=planned.sizes,
-                extent_ends=planned.extent_ends,
-                file_size=planned.size_bytes,
-                num_groups=2,
-            )
+            snapshot = engine.submit(**planned.submission(path, refs), num_groups=2)
             snapshot.wait_written()
             crcs = snapshot.extent_crc32c()
         except _elastates.StatusError as error:
             raise _mutated(error, held) or error from None
         finally:
             engine.close()
-        header_crc = _elastates.crc32c(planned.header)
-        return DataFile(path.name, planned.size_bytes, len(planned.header), header_crc, planned.extent_ends, crcs)
-
-    def _prune(self, published: Path, sizes: Mapping[str, int]) -> None:
-        """Let go of what retention does not keep, but only while what was just published is there, whole."""
-        try:
-            old = expired(self._directory.steps(), self._config.keep_last, self._config.keep_every)
-            old = [step for step in old if step_name(step) != published.name]
-            if old and all((published / name).stat().st_size == size for name, size in sizes.items()):
-                self._directory.remove(old)
-        except OSError:  # the checkpoint is there all the same
-            logger.exception("retention could not remove old checkpoints of %s", self._directory.path)
+        return planned.written(path.name, crcs)
 
 
 def _resolve(items: Sequence[WriteItem], planner: SavePlanner) -> tuple[list[Held], list[torch.Tensor]]:
@@ -396,6 +373,9 @@ def _mutated(error: Exception, held: Sequence[Held]) -> MutationError | None:
 
 
 def _told(error: Exception, attempt: Path) -> CheckpointError:
-    """The native ``error`` in words, as an exception that can travel."""
-    full = error.args[0] in ("no_space", "quota_exceeded")
-    return (StorageFullError if full else CheckpointError)(f"{attempt}: {error.args[1]} ({error.args[0]})")
+    """What storage said, the native engine's or the file operations' error, as an exception that can travel."""
+    if isinstance(error, OSError):
+        full, text = error.errno in (errno.ENOSPC, errno.EDQUOT), str(error.strerror)
+    else:
+        full, text = error.args[0] in ("no_space", "quota_exceeded"), f"{error.args[1]} ({error.args[0]})"
+    return (StorageFullError if full else CheckpointError)(f"{attempt}: {text}")

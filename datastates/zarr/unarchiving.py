@@ -185,11 +185,4 @@ def _describe(plan: SavePlan, path: Path) -> manifest.DataFile:
     content = np.memmap(path, dtype=np.uint8, mode="r", shape=(file.size_bytes,))
     bounds = [len(file.header), *file.extent_ends.tolist()]
     crcs = [_elastates.crc32c(content[a:b]) for a, b in itertools.pairwise(bounds)]
-    return manifest.DataFile(
-        name=path.name,
-        size_bytes=file.size_bytes,
-        header_bytes=len(file.header),
-        header_crc32c=_elastates.crc32c(file.header),
-        extent_ends=file.extent_ends,
-        extent_crc32c=np.array(crcs, dtype=np.uint32),
-    )
+    return file.written(path.name, crcs)

@@ -349,6 +349,21 @@ def test_failed_write_publishes_nothing_and_the_next_one_clears_up(tmp_path: Pat
     assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "step-00000000"]
 
 
+@pytest.mark.parametrize(
+    ("operation", "error", "says"),
+    [
+        ("small_write", errno.ENOSPC, r"StorageFullError: .*writing .*objects\.json: No space left on device"),
+        ("small_fsync", errno.EDQUOT, r"StorageFullError: .*syncing .*objects\.json: Disk quota exceeded"),
+        ("small_open", errno.EIO, r"CheckpointError: .*creating .*objects\.json: Input/output error"),
+    ],
+)
+def test_every_error_of_storage_is_told_as_ours(tmp_path: Path, operation: str, error: int, says: str) -> None:
+    nth = 1 if operation == "small_fsync" else 2  # the lock is opened and written before
+    _elastates.set_fault(operation, nth=nth, error=error)
+    with pytest.raises(CheckpointException, match=says):
+        dcp.save({"w": torch.ones(9)}, storage_writer=datastates.dcp_writer(tmp_path))
+
+
 def test_another_writer_is_refused(tmp_path: Path) -> None:
     directory = CheckpointDirectory(tmp_path)
     directory.lock()
