@@ -56,18 +56,32 @@ class Damage:
     """What was found, what was expected."""
 
 
-def open_checkpoint(path: str | os.PathLike[str], *, threads: int = 4, direct_io: bool = True) -> CheckpointReader:
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    threads: int = 4,
+    direct_io: bool = True,
+    storage_options: Mapping[str, Any] | None = None,
+) -> CheckpointReader:
     """Open a checkpoint for reading.
 
     Args:
-        path: a checkpoint, or a directory of checkpoints: its newest one whose files are all there.
+        path: a checkpoint, or a directory of checkpoints: its newest one whose files are all there. Or the URL of
+            either (``s3://bucket/run``): that one is fetched, verified, to a temporary directory, which goes with the
+            reader.
         threads: reads in flight.
         direct_io: bypass the page cache where the file system allows it.
+        storage_options: of a URL: what fsspec's file system is made with; by default what the environment says.
 
     Raises:
         FileNotFoundError: there is no checkpoint at ``path``.
         DamagedCheckpointError: the checkpoint's manifest is damaged or, in a directory, no checkpoint is whole.
+        ImportError: a URL needs a package that is not installed.
     """
+    if "://" in os.fspath(path):
+        from datastates.remote import open_url
+
+        return open_url(os.fspath(path), storage_options, threads=threads, direct_io=direct_io)
     path = Path(path)
     if (path / manifests.FILE_NAME).exists() or CheckpointDirectory.is_step(path):
         manifest = read_manifest(path, files=False, on_demand=True)
@@ -180,6 +194,8 @@ class CheckpointReader:
             All damage, by file and position; an empty list if the checkpoint is whole.
         """
         manifest = self.manifest
+        if problem := _entries_problem(manifest):
+            return [Damage(manifests.FILE_NAME, 0, 0, (), problem)]
         total = sum(f.size_bytes for f in manifest.files) + sum(o.size_bytes for o in manifest.objects)
         done = 0
         found: list[Damage] = []
@@ -269,6 +285,16 @@ class CheckpointReader:
         """Where rank ``rank``'s value of ``name`` is: its own, or the common one."""
         own = per_rank_name(rank, name)
         return own if own in self.manifest.tensors else self._stored(name)
+
+
+def _entries_problem(manifest: Manifest) -> str | None:
+    """What is wrong with a tensor's entry of a manifest, which is checked when it is asked for."""
+    try:
+        for name in manifest.tensors:
+            manifest.tensors[name]
+    except DamagedCheckpointError as error:
+        return str(error)
+    return None
 
 
 def batches(bounds: Sequence[int], batch_bytes: int) -> Iterator[range]:

@@ -14,6 +14,7 @@ Exit status:
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -27,7 +28,8 @@ OK, ERROR, DAMAGED, DIFFERENT, BUSY, INTERRUPTED = 0, 1, 2, 3, 4, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     try:
-        options = _parser().parse_args(arguments)
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        options = _parser(next((word for word in words if not word.startswith("-")), None)).parse_args(words)
         status: int = options.run(options)
         sys.stdout.flush()
         return status
@@ -65,17 +67,34 @@ class _Parser(argparse.ArgumentParser):
         raise _UsageError(f"{message}\n{self.format_usage().rstrip()}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    from datastates.cli import archive, diff, export, importing, ls, prune, repair, show, verify
+COMMANDS = {
+    "ls": ("ls", "list the checkpoints of a directory"),
+    "show": ("show", "draw where the bytes of a checkpoint are"),
+    "verify": ("verify", "read everything and compare it with the checksums"),
+    "diff": ("diff", "compare two checkpoints"),
+    "repair": ("repair", "mend damaged checkpoints, or move them aside"),
+    "export": ("export", "write a checkpoint in another format"),
+    "import": ("importing", "make a checkpoint from another format"),
+    "archive": ("archive", "write a checkpoint as compressed Zarr"),
+    "unarchive": ("unarchive", "write an archive as a checkpoint again"),
+    "prune": ("prune", "remove old checkpoints"),
+}
+"""Name -> (module of this package, with ``add_arguments(parser)``; what it is about). The module, and torch with it, is
+imported when the command is used."""
 
+
+def _parser(wanted: str | None) -> argparse.ArgumentParser:
+    """A parser that knows the names of all commands and the arguments of the wanted one."""
     about, _, statuses = (__doc__ or "").partition("Exit status:")
     parser = _Parser(
         prog="elastates ckpt",
         description=about.splitlines()[0],
-        epilog=f"exit status:{statuses}",
+        epilog=f"exit status:{statuses}\n'elastates ckpt COMMAND --help' explains a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (ls, show, verify, diff, repair, export, importing, archive, prune):
-        module.add_command(commands)
+    for name, (module, about) in COMMANDS.items():
+        command = commands.add_parser(name, help=about, add_help=name == wanted)
+        if name == wanted:
+            importlib.import_module(f"datastates.cli.{module}").add_arguments(command)
     return parser

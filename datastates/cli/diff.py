@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 from datastates import cli
 from datastates.cli.compare import PythonDifference, TensorDifference, python_differences, tensor_differences
+from datastates.cli.location import location
 from datastates.cli.output import Progress, print_json, table
 from datastates.reader import open_checkpoint
 
@@ -16,16 +15,14 @@ MAX_SHOWN = 20
 MAX_VALUE_LENGTH = 40
 
 
-def add_command(commands: Any) -> None:
-    """Declare the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "diff",
-        help="compare two checkpoints",
-        description="Compare names, shapes, element types and values of tensors, bit by bit, and the Python state. "
-        "Exit status 3 if anything differs.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description = (
+        "Compare names, shapes, element types and values of tensors, bit by bit, and the Python state. "
+        "Exit status 3 if anything differs."
     )
-    parser.add_argument("a", type=Path, help="a checkpoint, or a directory of checkpoints: its newest whole one")
-    parser.add_argument("b", type=Path, help="the other")
+    parser.add_argument("a", type=location, help="a checkpoint, or a directory of checkpoints: its newest whole one")
+    parser.add_argument("b", type=location, help="the other")
     parser.add_argument(
         "--only", action="append", default=[], metavar="PATTERN", help="tensors like model.*; may be repeated"
     )

@@ -5,25 +5,23 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
 from datastates import cli
+from datastates.cli.location import local_path, location
 from datastates.cli.output import Progress, size_of, size_text
 from datastates.convert import EXPORTS, export
 from datastates.dtypes import dtype_of
 from datastates.reader import open_checkpoint
 
 
-def add_command(commands: Any) -> None:
-    """Declare the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "export",
-        help="write a checkpoint in another format",
-        description="Write a checkpoint, or a part of it, in another format. What is written appears whole or not at "
-        "all, and nothing is overwritten. Every byte that is read is verified.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description = (
+        "Write a checkpoint, or a part of it, in another format. What is written appears whole or not at "
+        "all, and nothing is overwritten. Every byte that is read is verified."
     )
-    parser.add_argument("path", type=Path, help="a checkpoint, or a directory of checkpoints: its newest whole one")
-    parser.add_argument("out", type=Path, help="a new file (safetensors, torch) or directory (hf, dcp)")
+    parser.add_argument("path", type=location, help="a checkpoint, or a directory of checkpoints: its newest whole one")
+    parser.add_argument("out", type=local_path, help="a new file (safetensors, torch) or directory (hf, dcp)")
     parser.add_argument(
         "--to",
         choices=EXPORTS,

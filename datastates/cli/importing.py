@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
-from typing import Any
 
 from datastates import cli
+from datastates.cli.location import local_path
 from datastates.cli.output import Progress, size_text
 from datastates.convert import IMPORTS, import_state
 from datastates.reader import open_checkpoint
 
 
-def add_command(commands: Any) -> None:
-    """Declare the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "import",
-        help="make a checkpoint from another format",
-        description="Publish a checkpoint made from a file of torch.save or safetensors, or a directory of "
-        "torch.distributed.checkpoint or Hugging Face; restore() takes it.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description = (
+        "Publish a checkpoint made from a file of torch.save or safetensors, or a directory of "
+        "torch.distributed.checkpoint or Hugging Face; restore() takes it."
     )
-    parser.add_argument("source", type=Path, help="the file or directory to read")
-    parser.add_argument("path", type=Path, help="a directory of checkpoints; made if there is none")
+    parser.add_argument("source", type=local_path, help="the file or directory to read")
+    parser.add_argument("path", type=local_path, help="a directory of checkpoints; made if there is none")
     parser.add_argument("--step", type=int, default=0, help="of the new checkpoint: restore() returns the next (0)")
     parser.add_argument("--from", dest="format", choices=IMPORTS, help="its format, if it is not as its name says")
     parser.add_argument(

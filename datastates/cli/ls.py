@@ -1,18 +1,14 @@
-"""``elastates ckpt ls``."""
+"""``elastates ckpt ls``. Imports no torch until there is something to list."""
 
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from datastates import cli
+from datastates.cli.location import location
 from datastates.cli.output import age_text, print_json, size_text, table
-from datastates.directory import CheckpointDirectory, read_manifest
-from datastates.errors import DamagedCheckpointError
-from datastates.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -31,71 +27,67 @@ class Listed:
     problem: str | None
 
 
-def add_command(commands: Any) -> None:
-    """Declare the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "ls",
-        help="list the checkpoints of a directory",
-        description="List checkpoints: size, age, ranks, and whether manifest, headers and file sizes are as written; "
-        "'verify' also reads the data. Exit status 2 if one is damaged.",
+@dataclass(frozen=True)
+class Contents:
+    """What a directory of checkpoints holds."""
+
+    listed: list[Listed]
+    leftovers: list[str]
+    """Attempts: a live writer's, if there is one, else a dead one's."""
+    aside: list[str]
+    """Checkpoints that were found damaged."""
+    holder: str | None
+    """Who writes there."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description = (
+        "List checkpoints: size, age, ranks, and whether manifest, headers and file sizes are as written; "
+        "'verify' also reads the data. Exit status 2 if one is damaged."
     )
-    parser.add_argument("path", type=Path, help="a directory of checkpoints")
+    parser.add_argument("path", type=location, help="a directory of checkpoints, or its URL")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the list."""
-    directory = CheckpointDirectory(options.path)
-    if not options.path.is_dir():
-        raise FileNotFoundError(f"{options.path} is no directory")
-    listed = [look_at(directory.of_step(step)) for step in directory.steps()]
-    leftovers = [entry.name for entry in directory.leftovers()]
-    aside = [entry.name for entry in directory.set_aside()]
-    holder = directory.holder()
+    found = contents_of(options.path)
     if options.json:
         print_json(
             {
                 "path": str(options.path),
-                "checkpoints": [asdict(item) for item in listed],
-                "dead_attempts": leftovers if holder is None else [],
-                "attempts": leftovers if holder is not None else [],
-                "set_aside": aside,
-                "written_by": holder,
+                "checkpoints": [asdict(item) for item in found.listed],
+                "dead_attempts": found.leftovers if found.holder is None else [],
+                "attempts": found.leftovers if found.holder is not None else [],
+                "set_aside": found.aside,
+                "written_by": found.holder,
             }
         )
     else:
-        _print_text(options.path, listed, leftovers, aside, holder)
-    return cli.DAMAGED if any(item.problem for item in listed) else cli.OK
+        _print_text(options.path, found)
+    return cli.DAMAGED if any(item.problem for item in found.listed) else cli.OK
 
 
-def look_at(path: Path) -> Listed:
-    """One checkpoint, without reading its data."""
-    step = int(path.name.removeprefix("step-"))
-    size_bytes = sum(allocated_bytes(entry) for entry in path.iterdir())
-    try:
-        manifest = read_manifest(path)
-    except DamagedCheckpointError as error:
-        age_s = time.time() - path.stat().st_mtime
-        return Listed(step, str(path), "damaged", size_bytes, age_s, None, None, str(error))
-    state = "delta" if is_delta(manifest) else "whole"
-    age_s = time.time() - manifest.created_unix_s
-    return Listed(step, str(path), state, size_bytes, age_s, manifest.num_ranks, len(manifest.tensors), None)
+def contents_of(place: Path | str) -> Contents:
+    """What there is.
+
+    Raises:
+        FileNotFoundError: no directory.
+    """
+    if isinstance(place, Path):
+        if not place.is_dir():
+            raise FileNotFoundError(f"{place} is no directory")
+        if not any(place.iterdir()):
+            return Contents([], [], [], None)
+    from datastates.cli import listing  # torch takes a second to import
+
+    return listing.of_url(place) if isinstance(place, str) else listing.of_directory(place)
 
 
-def allocated_bytes(path: Path) -> int:
-    """What a file takes: a delta's data file has holes."""
-    stat = path.stat()
-    return min(stat.st_size, stat.st_blocks * 512)
-
-
-def is_delta(manifest: Manifest) -> bool:
-    """Whether some of a checkpoint's data is in files that an older checkpoint wrote."""
-    return any(file.sources for file in manifest.files)
-
-
-def _print_text(path: Path, listed: list[Listed], leftovers: list[str], aside: list[str], holder: str | None) -> None:
-    if listed:
+def _print_text(path: Path | str, found: Contents) -> None:
+    if found.listed:
         rows = [
             [
                 str(item.step),
@@ -105,17 +97,17 @@ def _print_text(path: Path, listed: list[Listed], leftovers: list[str], aside: l
                 str(item.num_tensors or "?"),
                 item.state,
             ]
-            for item in listed
+            for item in found.listed
         ]
         print(table(("step", "size", "age", "ranks", "tensors", "state"), rows, right=(0, 1, 2, 3, 4)))
     else:
         print(f"no checkpoints in {path}")
-    for item in listed:
+    for item in found.listed:
         if item.problem:
             print(f"damaged: {item.problem}")
-    if holder is not None:
-        print(f"being written by {holder}")
-    elif leftovers:
-        print(f"{len(leftovers)} dead attempts, which the next job or 'repair' removes")
-    if aside:
-        print(f"{len(aside)} damaged checkpoints set aside: {', '.join(aside)}")
+    if found.holder is not None:
+        print(f"being written by {found.holder}")
+    elif found.leftovers:
+        print(f"{len(found.leftovers)} dead attempts, which the next job or 'repair' removes")
+    if found.aside:
+        print(f"{len(found.aside)} damaged checkpoints set aside: {', '.join(found.aside)}")

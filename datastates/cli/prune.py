@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from datastates import cli
-from datastates.cli.ls import look_at
+from datastates.cli.listing import look_at
+from datastates.cli.location import local_path
 from datastates.cli.output import print_json, size_text
 from datastates.cli.verify import verified
 from datastates.directory import CheckpointDirectory, expired
 from datastates.errors import DamagedCheckpointError, DirectoryBusyError
 
 
-def add_command(commands: Any) -> None:
-    """Declare the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "prune",
-        help="remove old checkpoints",
-        description="Remove checkpoints that retention lets go. Before anything is removed, one that stays is verified "
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description = (
+        "Remove checkpoints that retention lets go. Before anything is removed, one that stays is verified "
         "in full; damaged ones count neither as kept nor as removable. Exit status 2 if none that would stay is whole, "
-        "4 if a job is writing there.",
+        "4 if a job is writing there."
     )
-    parser.add_argument("path", type=Path, help="a directory of checkpoints")
+    parser.add_argument("path", type=local_path, help="a directory of checkpoints")
     parser.add_argument("--keep-last", type=_count, required=True, help="how many of the newest stay, at least 1")
     parser.add_argument("--keep-every", type=_count, help="steps that this divides stay as well")
     parser.add_argument("--dry-run", action="store_true", help="say what would go, change nothing")
@@ -70,7 +68,8 @@ def prune(directory: CheckpointDirectory, keep_last: int, keep_every: int | None
     Raises:
         DamagedCheckpointError: none that would stay is whole; nothing has been removed.
     """
-    listed = {step: look_at(directory.of_step(step)) for step in directory.steps()}
+    looked_at = {step: look_at(directory.of_step(step)) for step in directory.steps()}
+    listed = {step: item for step, item in looked_at.items() if item is not None}  # without the lock, some may go
     whole = [step for step, item in listed.items() if item.problem is None]
     going = expired(whole, keep_last, keep_every)
     kept = [step for step in whole if step not in going]

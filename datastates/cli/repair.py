@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datastates import cli
+from datastates.cli.location import local_path
 from datastates.cli.mending import Case, examine, mend
 from datastates.cli.output import print_json
 from datastates.cli.verify import verified
@@ -14,23 +15,21 @@ from datastates.directory import CheckpointDirectory
 from datastates.errors import DirectoryBusyError
 
 
-def add_command(commands: Any) -> None:
-    """Declare the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "repair",
-        help="mend damaged checkpoints, or move them aside",
-        description="Verify every checkpoint of a directory. A damaged one is put together again where other copies "
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description = (
+        "Verify every checkpoint of a directory. A damaged one is put together again where other copies "
         "(--from) have the bytes that its checksums ask for; else it is moved aside, never deleted, so that jobs do "
         "not meet it. Dead attempts are removed. Exit status 2 if some damage could not be mended, 4 if a job is "
-        "writing there.",
+        "writing there."
     )
-    parser.add_argument("path", type=Path, help="a directory of checkpoints")
+    parser.add_argument("path", type=local_path, help="a directory of checkpoints")
     parser.add_argument(
         "--from",
         dest="others",
         action="append",
         default=[],
-        type=Path,
+        type=local_path,
         metavar="DIR",
         help="another copy: of the directory, or of one checkpoint; may be repeated",
     )

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from datastates import cli
+from datastates.cli.location import location
 from datastates.cli.output import age_text, bar, print_json, size_text, table
 from datastates.convert.tree import is_optimizer
 from datastates.dtypes import dtype_of
 from datastates.errors import DamagedCheckpointError
 from datastates.manifest import Manifest, TensorInfo
 from datastates.reader import CheckpointReader, open_checkpoint
+from datastates.remote import RemoteCheckpoints
 from oneflow_sbp import Box
 
 MAX_CHILDREN = 12
@@ -32,15 +34,13 @@ class Node:
     children: dict[str, Node] = field(default_factory=dict)
 
 
-def add_command(commands: Any) -> None:
-    """Declare the command."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "show",
-        help="draw where the bytes of a checkpoint are",
-        description="Show a checkpoint's metadata and where its bytes are: by module, by section of the state, by "
-        "element type and by rank.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description = (
+        "Show a checkpoint's metadata and where its bytes are: by module, by section of the state, by "
+        "element type and by rank."
     )
-    parser.add_argument("path", type=Path, help="a checkpoint, or a directory of checkpoints: its newest whole one")
+    parser.add_argument("path", type=location, help="a checkpoint, or a directory of checkpoints: its newest whole one")
     parser.add_argument("--depth", type=int, default=3, help="of the tree of modules (%(default)s)")
     parser.add_argument("--tensors", action="store_true", help="also list every tensor")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -49,13 +49,13 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the picture."""
-    reader = open_checkpoint(options.path)
+    reader, where = _outline(options.path)
     manifest = reader.manifest
     sections = sections_of(reader)
     if options.json:
-        print_json(_document(reader, sections, options.depth))
+        print_json(_document(reader, where, sections, options.depth))
         return cli.OK
-    _print_head(reader)
+    _print_head(reader, where)
     total = sum(map(tensor_bytes, manifest.tensors.values()))
     _print_bars("module", _rows(tree_of(manifest), options.depth), total)
     _print_bars("section", [(f"{name} ({kind})", size) for name, (kind, size) in sections.items()], total)
@@ -68,6 +68,18 @@ def run(options: argparse.Namespace) -> int:
         ]
         print("\n" + table(("tensor", "type", "boxes", "size"), rows, right=(2, 3)))
     return cli.OK
+
+
+def _outline(place: Path | str) -> tuple[CheckpointReader, str]:
+    """A checkpoint, and where it is; of one behind a URL, manifest and Python state alone."""
+    if isinstance(place, Path):
+        reader = open_checkpoint(place)
+        return reader, str(reader.path)
+    remote = RemoteCheckpoints(place)
+    steps = remote.steps()
+    if not steps:
+        raise FileNotFoundError(f"{place} holds no checkpoint")
+    return remote.outline(steps[-1]), remote.url_of(steps[-1])
 
 
 def tensor_bytes(info: TensorInfo) -> int:
@@ -130,13 +142,13 @@ def _types(manifest: Manifest) -> Mapping[str, int]:
     return sizes
 
 
-def _print_head(reader: CheckpointReader) -> None:
+def _print_head(reader: CheckpointReader, where: str) -> None:
     manifest = reader.manifest
     extents = sum(len(file.extent_ends) for file in manifest.files)
     age = age_text(time.time() - manifest.created_unix_s)
     ranks = "1 rank" if manifest.num_ranks == 1 else f"{manifest.num_ranks} ranks"
     python = sum(objects.size_bytes for objects in manifest.objects)
-    print(reader.path)
+    print(where)
     print(f"  step {manifest.step}, saved {age} ago by {ranks}")
     print(f"  {size_text(manifest.data_bytes)} in {len(manifest.tensors):,} tensors, {extents:,} extents; ", end="")
     print(f"Python state {size_text(python)}")
@@ -153,10 +165,12 @@ def _print_bars(title: str, rows: list[tuple[str, int]], total: int) -> None:
     print("\n" + table((title, "size", "share", ""), cells, right=(1, 2)))
 
 
-def _document(reader: CheckpointReader, sections: Mapping[str, tuple[str, int]], depth: int) -> dict[str, Any]:
+def _document(
+    reader: CheckpointReader, where: str, sections: Mapping[str, tuple[str, int]], depth: int
+) -> dict[str, Any]:
     manifest = reader.manifest
     return {
-        "path": str(reader.path),
+        "path": where,
         "step": manifest.step,
         "num_ranks": manifest.num_ranks,
         "created_unix_s": manifest.created_unix_s,

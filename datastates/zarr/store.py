@@ -36,6 +36,10 @@ class CheckpointStore(Store):
         self, path: str | os.PathLike[str], *, verify: bool = True, chunk_mb: float = 4, cache_mb: float = 128
     ) -> None:
         super().__init__(read_only=True)
+        if "://" in os.fspath(path):
+            raise ValueError(
+                f"{path} is a URL, and views are of checkpoints on this machine; fetch or archive it first"
+            )
         register()
         reader = open_checkpoint(path)
         self.path = reader.path
@@ -58,7 +62,7 @@ class CheckpointStore(Store):
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self.path), self._options)
+        return _reopen, (os.path.abspath(self.path), self._options)
 
     def __str__(self) -> str:
         return f"elastates://{self.path}"

@@ -1,23 +1,24 @@
 """The reader: any part of any tensor, from any stored boxes, with nothing read that is not needed."""
 
+import hashlib
 import itertools
+import json
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rank_files import write_ranks
 from training import assert_same_bits, trained
 
 import datastates
 from datastates import Checkpointer, DamagedCheckpointError, manifest, open_checkpoint
-from datastates.agreement import make_save_plan
-from datastates.directory import data_file_name, objects_file_name
-from datastates.plan import Held
+from datastates.directory import data_file_name
 from datastates.reader import batches
 from oneflow_sbp import Box
 
@@ -35,37 +36,8 @@ def boxes_in(draw: st.DrawFn) -> Box:
 
 def write_sharded(directory: Path, dim: int, cuts: list[int]) -> Path:
     """A checkpoint of a tensor that as many ranks as there are parts hold along ``dim``, as those ranks write it."""
-    bounds = [0, *cuts, SHAPE[dim]]
-    boxes = []
-    for a, b in itertools.pairwise(bounds):
-        offsets, sizes = [0] * len(SHAPE), list(SHAPE)
-        offsets[dim], sizes[dim] = a, b - a
-        boxes.append(Box(tuple(offsets), tuple(sizes)))
-    held = [[Held("t", "float32", 4, SHAPE, box, 0)] for box in boxes]
-    plan = make_save_plan(held, {"tied": "t"}, [frozenset()] * len(boxes), 1 << 20)
-    path = directory / "step-00000007"
-    path.mkdir(exist_ok=True)
-    files, objects = [], []
-    for rank, (file, box) in enumerate(zip(plan.files, boxes, strict=True)):
-        content = file.header + VALUES[box.relative_to(Box.whole(SHAPE))].contiguous().numpy().tobytes()
-        (path / data_file_name(rank)).write_bytes(content)
-        ends = [len(file.header), *file.extent_ends.tolist()]
-        crcs = [_elastates.crc32c(content[a:b]) for a, b in itertools.pairwise(ends)]
-        files.append(
-            manifest.DataFile(
-                data_file_name(rank),
-                len(content),
-                len(file.header),
-                _elastates.crc32c(file.header),
-                file.extent_ends,
-                np.array(crcs, dtype=np.uint32),
-            )
-        )
-        (path / objects_file_name(rank)).write_bytes(b"{}")
-        objects.append(manifest.ObjectsFile(objects_file_name(rank), 2, _elastates.crc32c(b"{}")))
-    content = manifest.Manifest(7, len(boxes), plan.tensors, tuple(files), tuple(objects), plan.aliases)
-    (path / manifest.FILE_NAME).write_bytes(manifest.dump(content))
-    return path
+    begins = [0, *cuts]
+    return write_ranks(directory, {"t": VALUES}, {"t": (dim, begins)}, [{}] * len(begins), aliases={"tied": "t"})
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -74,7 +46,7 @@ def test_any_box_of_any_sharded_tensor_is_the_slice_of_the_whole(
     tmp_path: Path, data: st.DataObject, dim: int, box: Box, verify: bool
 ) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(1, SHAPE[dim] - 1), max_size=3)))
-    reader = open_checkpoint(write_sharded(tmp_path, dim, cuts))
+    reader = open_checkpoint(write_sharded(Path(tempfile.mkdtemp(dir=tmp_path)), dim, cuts))
     expected = VALUES[box.relative_to(Box.whole(SHAPE))].contiguous()
     assert_same_bits(reader.read("t", box, verify=verify), expected)
     assert_same_bits(reader.read_many({"tied": box}, verify=verify)["tied"], expected)
@@ -260,3 +232,16 @@ def test_batches_cover_all_extents_in_order(sizes: list[int], batch_bytes: int) 
     groups = list(batches(bounds, batch_bytes))
     assert [i for group in groups for i in group] == list(range(len(sizes)))
     assert all(len(group) == 1 or bounds[group.stop] - bounds[group.start] <= batch_bytes for group in groups)
+
+
+def test_verify_checks_what_the_manifest_says_of_every_tensor(saved: Path) -> None:
+    """Opening does not: entries are checked when their tensors are asked for."""
+    path = open_checkpoint(saved).path / manifest.FILE_NAME
+    content = json.loads(path.read_bytes())
+    content["tensors"]["extra.table"]["shape"] = [512, 511]
+    del content["digest"]
+    body = json.dumps(content, separators=(",", ":")).encode()[:-1]
+    path.write_bytes(body + b',"digest":"sha256:%s"}\n' % hashlib.sha256(body).hexdigest().encode())
+    (found,) = open_checkpoint(path.parent).verify()
+    assert found.file == manifest.FILE_NAME
+    assert "extra.table" in found.what

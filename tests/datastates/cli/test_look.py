@@ -1,5 +1,6 @@
 """ls, show, verify, diff: what they say is so, and the exit status says it too."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from datastates import Checkpointer, open_checkpoint
 from datastates.cli.compare import compare_values
 from datastates.cli.output import age_text, bar, size_of, size_text, table
+from datastates.directory import CheckpointDirectory
 
 Ckpt = Callable[..., tuple[int, str]]
 CkptJson = Callable[..., tuple[int, Any]]
@@ -174,3 +176,21 @@ def test_texts() -> None:
     assert (bar(1, 2), bar(0, 2), bar(0, 0)) == ("█" * 12, "", "")
     with pytest.raises(ValueError, match=r"'0GB' is no size; write for example 5GB"):
         size_of("0GB")
+
+
+def test_what_a_job_removes_while_it_is_looked_at_is_not_damaged(
+    run_directory: Path, ckpt: Ckpt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = CheckpointDirectory.steps
+
+    def steps_of_which_one_goes(directory: CheckpointDirectory) -> list[int]:
+        found = listed(directory)
+        if directory.path == run_directory:
+            shutil.rmtree(directory.of_step(found[0]))
+        return found
+
+    monkeypatch.setattr(CheckpointDirectory, "steps", steps_of_which_one_goes)
+    for words in (("ls", run_directory), ("verify", "--all", run_directory)):
+        status, text = ckpt(*words)
+        assert status == 0, text
+        assert "damaged" not in text
