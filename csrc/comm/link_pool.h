@@ -3,7 +3,7 @@
 //
 // Both ends of every socket prove that they know the job's secret before anything else is read. Members of
 // the same host also hand each other one descriptor (the segment), and are watched through a pidfd: their
-// death is known in milliseconds. See csrc/comm/link/ for the parts.
+// death is known in milliseconds. See csrc/comm/links/ for the parts.
 //
 // Thread safety: everything may be called from any thread, but what waits (Connect, Cancel, the destructor)
 // not from the pool's own, on which every callback runs.
@@ -29,6 +29,7 @@ struct LinkPoolOptions {
   std::vector<std::string> bind = {"127.0.0.1"};
   // A link whose other end acknowledges nothing for so long is broken.
   double failure_timeout_s = 30;
+  double handshake_timeout_s = 10;  // a connection that has not proven who it is by then is closed
   int num_bulk_sockets = 2;  // TCP sockets per peer that share large messages; small ones have their own
   int segment_fd = -1;       // handed to every peer of the same host; borrowed; -1: none
   MemberId id = 0;           // 0: drawn
@@ -37,8 +38,7 @@ struct LinkPoolOptions {
 
 class LinkPool : public Messenger {
  public:
-  // Listens and starts the thread. SetObserver() before the first Connect() of anybody who may know us: links
-  // are accepted from here on.
+  // Listens and starts the thread. Nobody is accepted before SetObserver() or Connect(): they wait.
   static Result<std::unique_ptr<LinkPool>> Start(LinkPoolOptions options);
 
   // Completes what is posted with kCancelled, ends the thread and closes all; peers see this member as lost.
@@ -52,8 +52,8 @@ class LinkPool : public Messenger {
   virtual void ConnectLater(std::vector<Member> peers, double timeout_s,
                             std::function<void(Status)> done) = 0;
 
-  // The segment of a peer of this host; -1 if it has none. Stays open until the pool dies, also when the peer
-  // is gone: what it wrote there can still be read.
+  // The segment of a peer of this host; -1 if it has none. Stays open until Forget() or the pool's end, also
+  // when the peer is gone: what it wrote there can still be read.
   virtual int PeerSegmentFd(MemberId peer) const = 0;
 
   // True where ids could share memory with us and signal us: same host, over a unix socket.
@@ -66,6 +66,10 @@ class LinkPool : public Messenger {
   // SIGKILL to a peer of this host, through its pidfd: never to a process that got its pid later. on_loss
   // with kDead follows. Ok if it has ended already; kInvalidArgument if it is not of this host or unknown.
   virtual Status Kill(MemberId peer) = 0;
+
+  // Closes what is held of a lost peer, its segment above all; it stays lost. A run of many deaths would else
+  // run out of descriptors.
+  virtual void Forget(MemberId peer) = 0;
 
   // The highest epoch this process knows, told in every handshake from now on; and what the peer has told.
   virtual void SetEpoch(uint32_t epoch) = 0;
