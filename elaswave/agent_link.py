@@ -1,4 +1,4 @@
-"""A worker's connection to the agent of its node: says who it is, hears of every death, can have a member killed.
+"""A process's connection to the agent of its node: hears of every death, says who it is, can have a member killed.
 
 Imports no torch. A thread of its own reads, so that news arrive while the training thread computes or waits.
 """
@@ -14,9 +14,12 @@ from typing import Any
 
 from elaswave.errors import LaunchError
 
+PASSING = ("pace", "hang", "alive", "spares")  # news that mean nothing to whoever subscribes later
+
 Message = dict[str, Any]
-News = Callable[[Message], None]
-"""Called on the reading thread with each event (elaswave/launcher/events.py); {"event": "agent_ended"} is the last."""
+Listener = Callable[[Message], None]
+"""Called with one event (elaswave/launcher/events.py) at a time, in order; {"event": "agent_ended"} is the last.
+It must not wait for others: it holds up all later news."""
 
 
 class AgentLink:
@@ -26,19 +29,22 @@ class AgentLink:
     nothing that it needs for training went with the agent.
     """
 
-    def __init__(self, address: str, token: str, news: News) -> None:
+    def __init__(self, address: str, token: str) -> None:
         """Connect.
 
         Args:
             address: ELASWAVE_AGENT; "@name" is an abstract unix socket.
             token: ELASWAVE_TOKEN, which names this process to the agent.
-            news: hears everything; whatever it raises is kept and raised by the next call here.
 
         Raises:
             LaunchError: nobody listens there.
         """
-        self._token, self._news = token, news
         self._error: BaseException | None = None
+        self._changed = threading.Condition()  # guards the two lists and the promotion
+        self._heard: list[Message] = []
+        self._listeners: list[Listener] = []
+        self._promotion: Message | None = None
+        self._is_open = True
         self._sending = threading.Lock()
         self._socket = socket.socket(socket.AF_UNIX)
         try:
@@ -46,16 +52,38 @@ class AgentLink:
         except OSError as error:
             self._socket.close()
             raise LaunchError(f"the agent at ELASWAVE_AGENT={address!r} does not answer: {error}") from error
+        self._send({"token": token})
         self._reader = threading.Thread(target=self._read, name="elaswave-agent-link", daemon=True)
         self._reader.start()
 
-    def hello(self, member_id: str, handle: str, **more: object) -> None:
-        """Say who this process is to other members; what has happened up to now comes as news."""
-        self._send({"hello": {"id": member_id, "handle": handle}, "token": self._token, **more})
+    def subscribe(self, listener: Listener) -> None:
+        """Hear all that has happened up to now, at once and on this thread, and what happens later, on the link's.
+
+        What a listener raises is kept and raised by the next call that sends.
+        """
+        with self._changed:
+            for event in self._heard:
+                listener(event)
+            self._listeners.append(listener)
+
+    def hello(self, member_id: str, handle: str) -> None:
+        """Say who this process is to other members; all of them hear it ("joined")."""
+        self._send({"hello": {"id": member_id, "handle": handle}})
+
+    def show(self, *, marks_fd: int, stacks_fd: int, stacks_signal: int) -> None:
+        """Let the agent see the progress marks of this process and, upon the signal, its stacks."""
+        self._send({"watch": {"marks_fd": marks_fd, "stacks_fd": stacks_fd, "stacks_signal": stacks_signal}})
 
     def kill(self, member_id: str) -> None:
         """Have a member killed by the agent that can reach it; the news of its death is the answer."""
         self._send({"kill": member_id})
+
+    def wait_for_promotion(self) -> Message | None:
+        """Of a spare: say that it is warm, then block until it gets a place; None when the agent has ended."""
+        self._send({"warm": True})
+        with self._changed:
+            self._changed.wait_for(lambda: self._promotion is not None or not self._is_open)
+            return self._promotion
 
     def close(self) -> None:
         """Hang up. Idempotent; news end."""
@@ -79,24 +107,44 @@ class AgentLink:
         try:
             with self._socket.makefile("rb") as lines:
                 for line in lines:
-                    self._hear(json.loads(line))
+                    self._take(json.loads(line))
         except Exception as error:  # noqa: BLE001 - any: kept, and raised by the next call
             self._error = self._error or error
         finally:
+            self._is_open = False
             self._hear({"event": "agent_ended"})
             self._socket.close()
 
-    def _hear(self, message: Message) -> None:
-        if "error" in message:
+    def _take(self, message: Message) -> None:
+        if "promote" in message:
+            with self._changed:
+                self._promotion = message["promote"]
+                self._changed.notify_all()
+        elif "error" in message:
             self._error = LaunchError(f"refused by the agent: {message['error']}")
-            return
-        try:
-            self._news(message)
-        except Exception as error:  # noqa: BLE001 - the caller's: kept, and raised by the next call
-            self._error = self._error or error
+        else:
+            self._hear(message)
+
+    def _hear(self, event: Message) -> None:
+        with self._changed:
+            if event.get("event") not in PASSING:
+                self._heard.append(event)
+            for listener in self._listeners:
+                try:
+                    listener(event)
+                except Exception as error:  # noqa: BLE001 - the listener's: kept, and raised by the next call
+                    self._error = self._error or error
+            self._changed.notify_all()
 
 
-def connect(news: News, environment: Mapping[str, str] = os.environ) -> AgentLink | None:
-    """The link to the agent that started this process; None under another launcher."""
+_links: dict[str, AgentLink] = {}  # of this process: at most one
+
+
+def of_process(environment: Mapping[str, str] = os.environ) -> AgentLink | None:
+    """The one link of this process to the agent that started it; None under another launcher."""
     address = environment.get("ELASWAVE_AGENT")
-    return AgentLink(address, environment.get("ELASWAVE_TOKEN", ""), news) if address else None
+    if not address:
+        return None
+    if address not in _links:
+        _links[address] = AgentLink(address, environment.get("ELASWAVE_TOKEN", ""))
+    return _links[address]

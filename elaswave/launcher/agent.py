@@ -6,22 +6,29 @@ One thread, one event loop; whatever may block (the terminal, starting a process
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import secrets
 import signal
+from collections.abc import Coroutine
+from typing import Any
 
 from torch.distributed import TCPStore
 
 from elaswave import exits
 from elaswave.errors import LaunchError
-from elaswave.launcher import door, plan
-from elaswave.launcher.channel import Channel, Message
+from elaswave.launcher import door, places, plan
+from elaswave.launcher.channel import Message
 from elaswave.launcher.console import Console
-from elaswave.launcher.events import Death, Event, Joined, Started, encode
+from elaswave.launcher.desk import Desk
+from elaswave.launcher.events import AgentLost, Death, Event, Spares, Started, decode, encode
+from elaswave.launcher.links import Links
 from elaswave.launcher.options import Options
+from elaswave.launcher.places import Fill
 from elaswave.launcher.plan import Job, Node, WorkerPlan
 from elaswave.launcher.roster import Roster
 from elaswave.launcher.staff import Process, Staff, draw_token
+from elaswave.launcher.watch import Watch
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
@@ -47,167 +54,266 @@ class Agent:
 
     def __init__(self, options: Options, console: Console) -> None:
         self._options, self._console = options, console
+        self._secret = options.secret or secrets.token_hex(32)
         self._staff = Staff(console, self._has_ended)
+        self._links = Links(options, self._secret, self, console.say)
         self._over = asyncio.Event()
-        self._starting: set[asyncio.Task[None]] = set()
-        self._num_replaced = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._num_started = 0  # processes in place of dead ones
+        self._filling: dict[int, Fill] = {}  # asked for by this agent, and not started yet
         self._num_signals = 0
         self._asked: signal.Signals | None = None  # what the workers were sent to make them end
+        self._error: BaseException | None = None  # of a task of the agent's own
         self._status: int | None = None  # decided before everybody has ended
+        self._node = options.node_rank
         self._job: Job
         self._roster: Roster
+        self._door: door.Door
 
     async def run(self) -> int:
-        """Start, watch, end."""
+        """Meet the other agents, start, watch, end."""
         self._take_signals()
         if self._options.log_dir:
             self._options.log_dir.mkdir(parents=True, exist_ok=True)
         store = await asyncio.to_thread(TCPStore, "127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        self._job = self._alone(store.port)
-        self._roster = Roster([self._job.ranks_of(node.node) for node in self._job.nodes])
-        self._door = door.Door(
-            f"elastates-{self._job.job}-{self._options.node_rank}", self._answer, self._staff.hung_up
-        )
-        await self._door.open()
-        self._console.say(f"job {self._job.job}: {self._job.num_ranks} ranks; {self._options.timeouts.describe()}")
         try:
+            await self._meet(store.port)
+            await self._open()
             await self._start_all()
             await self._over.wait()
         finally:
-            await self._staff.end()
-            await self._door.close()
+            await self._close()
+        if self._error:
+            raise self._error
         status = self._roster.exit_status(self._options.min_ranks) if self._status is None else self._status
-        self._console.say(
-            f"{self._roster.num_finished()} of {self._job.num_ranks} ranks finished; exit status {status}"
-        )
+        finished = f"{self._roster.num_finished()} of {self._job.num_ranks} ranks finished"
+        self._console.say(f"{finished}; exit status {status}")
         return status
 
-    # ---- starting ---------------------------------------------------------------------------------------------------
-
-    def _alone(self, store_port: int) -> Job:
+    async def _meet(self, store_port: int) -> None:
         options = self._options
         me = Node(
-            node=0,
+            node=options.node_rank,
             host="127.0.0.1",
             port=0,
             store_port=store_port,
-            num_workers=options.workers_per_node,
-            num_spares=options.num_spares,
+            num_workers=0 if options.joins else options.workers_per_node,
+            num_spares=options.num_spares + (options.workers_per_node if options.joins else 0),
         )
-        return Job(job=secrets.token_hex(6), secret=options.secret or secrets.token_hex(32), nodes=(me,))
+        met = await self._links.meet(me, secrets.token_hex(6))
+        self._job, self._node = met.job, met.node
+        self._roster = Roster({node: self._job.ranks_of(node) for node in self._job.nodes})
+        for message in met.history:
+            self._roster.apply(decode(message))
+
+    async def _open(self) -> None:
+        desk = Desk(self._staff, self._roster, self._node, tell=self._tell, fence=self._fence, say=self._console.say)
+        self._door = door.Door(f"elastates-{self._job.job}-{self._node}", desk.answer, self._staff.hung_up)
+        await self._door.open()
+        timeouts = self._options.timeouts
+        where = f"node {self._node} of {len(self._job.nodes)}, {self._job.num_ranks} ranks in all"
+        self._console.say(f"job {self._job.job}: {where}; {timeouts.describe()}")
+        watch = Watch(
+            self._staff, self._roster, timeouts, self._node, tell=self._tell, say=self._console.say, spawn=self._spawn
+        )
+        self._spawn(watch.run())
+
+    async def _close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._staff.end()
+        await self._links.close()
+        if hasattr(self, "_door"):
+            await self._door.close()
+
+    # ---- starting ---------------------------------------------------------------------------------------------------
 
     async def _start_all(self) -> None:
-        ranks = self._job.ranks_of(self._options.node_rank)
+        ranks = self._job.ranks_of(self._node)
         await asyncio.gather(*(self._start_rank(rank, attempt=0) for rank in ranks))
+        await asyncio.gather(*map(self._start_spare, range(self._job.nodes[self._node].num_spares)))
 
     async def _start_rank(self, rank: int, *, attempt: int) -> None:
         token = draw_token()
-        process = await self._staff.start(
-            self._rank_plan(rank, attempt, token), token=token, rank=rank, attempt=attempt
-        )
-        self._tell(Started(rank=rank, node=self._options.node_rank, attempt=attempt, pid=process.worker.pid))
+        out, err = plan.rank_logs(self._options.log_dir, rank=rank, attempt=attempt)
+        env = self._rank_environment(rank, attempt) | self._job_environment(token)
+        command = plan.worker_command(self._options)
+        worker = WorkerPlan(title=f"rank {rank}", command=command, env=env, out=out, err=err)
+        process = await self._staff.start(worker, token=token, rank=rank, attempt=attempt)
+        self._tell(Started(rank=rank, node=self._node, attempt=attempt, pid=process.worker.pid))
         if self._asked:  # while it was being started
             process.worker.signal(self._asked)
 
-    def _rank_plan(self, rank: int, attempt: int, token: str) -> WorkerPlan:
-        node = self._options.node_rank
-        out, err = plan.rank_logs(self._options.log_dir, rank=rank, attempt=attempt)
-        env = plan.rank_environment(
-            self._job, self._options, node=node, rank=rank, attempt=attempt, master=self._job.nodes[0]
-        )
-        env |= plan.job_environment(self._job, self._options, agent_address=door.address(self._door.name), token=token)
-        return WorkerPlan(title=f"rank {rank}", command=plan.worker_command(self._options), env=env, out=out, err=err)
+    async def _start_spare(self, number: int) -> None:
+        token = draw_token()
+        out, err = plan.spare_logs(self._options.log_dir, node=self._node, number=number)
+        env = {**self._job_environment(token), "ELASWAVE_SPARE": "1"}
+        title = f"spare {self._node}.{number}"
+        worker = WorkerPlan(title=title, command=plan.spare_command(self._options), env=env, out=out, err=err)
+        await self._staff.start(worker, token=token, rank=None, attempt=0)
+        self._tell_spares()
 
-    # ---- what happens -----------------------------------------------------------------------------------------------
+    def _rank_environment(self, rank: int, attempt: int) -> dict[str, str]:
+        ranks = self._job.ranks_of(self._node)
+        return plan.rank_environment(
+            self._job,
+            node=self._node,
+            rank=rank,
+            local_rank=ranks.index(rank) if rank in ranks else len(self._staff.ranks()),
+            attempt=attempt,
+            master=self._job.nodes[self._links.living()[0]],
+        )
+
+    def _job_environment(self, token: str) -> dict[str, str]:
+        return plan.job_environment(self._job, self._options, agent_address=door.address(self._door.name), token=token)
+
+    # ---- ends and replacements --------------------------------------------------------------------------------------
 
     def _has_ended(self, process: Process, status: int) -> None:
         if process.rank is None:
+            self._console.say(f"a spare (pid {process.worker.pid}) {exits.describe(status)}")
+            self._tell_spares()
             return
+        fill = None if status == exits.FINISHED else self._find_replacement(process.rank)
         seat = self._roster.seats[process.rank]
-        how = process.verdict or exits.describe(status)
         death = Death(
             rank=process.rank,
-            node=self._options.node_rank,
+            node=self._node,
             attempt=process.attempt,
             pid=process.worker.pid,
             id=seat.joined.id if seat.joined else "",
             status=status,
-            how=how,
-            is_replaced=status != exits.FINISHED and self._can_replace(),
+            how=process.verdict or exits.describe(status),
+            is_replaced=fill is not None,
         )
-        self._roster.apply(death)
-        left = (
-            "" if status == exits.FINISHED else f"; {self._roster.num_left()} of {self._job.num_ranks} ranks are left"
-        )
-        self._console.say(f"rank {death.rank} (pid {death.pid}) {how}{left}")
+        self._report(death)
         self._tell(death)
-        if death.is_replaced:
-            self._num_replaced += 1
-            self._replace(death)
+        if fill:
+            self._fill(fill)
 
-    def _can_replace(self) -> bool:
-        return False
+    def _report(self, death: Death) -> None:
+        self._roster.apply(death)
+        left = f"; {self._roster.num_left()} of {self._job.num_ranks} ranks are left" if death.status else ""
+        self._console.say(f"rank {death.rank} (pid {death.pid}) {death.how}{left}")
 
-    def _replace(self, death: Death) -> None:
-        raise AssertionError(death)
+    def _find_replacement(self, rank: int) -> Fill | None:
+        if self._asked or self._status is not None:
+            return None
+        may_start = self._options.replaces and self._num_started < self._options.max_replacements
+        return places.after_death(self._roster, rank=rank, node=self._node, may_start=may_start)
+
+    def _fill(self, fill: Fill) -> None:
+        """Have a place taken; if nobody can after all, the death is told again as one that is not replaced."""
+        if fill.rank in self._filling:
+            return
+        self._filling[fill.rank] = fill
+        if fill.node != self._node:
+            self._console.say(f"rank {fill.rank}: a spare of node {fill.node} takes its place")
+            if not self._links.send(fill.node, {"fill": fill.to_wire()}):
+                self._not_filled(fill.rank)
+        elif fill.is_spare:
+            self._promote(fill)
+        else:
+            self._num_started += 1
+            self._console.say(f"rank {fill.rank}: a new process takes its place")
+            self._spawn(self._start_rank(fill.rank, attempt=fill.attempt))
+
+    def _promote(self, fill: Fill) -> None:
+        spare = self._staff.free_spare()
+        if spare is None:
+            self._not_filled(fill.rank)
+            return
+        self._console.say(f"rank {fill.rank}: a spare (pid {spare.worker.pid}) takes its place")
+        logs = plan.rank_logs(self._options.log_dir, rank=fill.rank, attempt=fill.attempt)
+        env = self._rank_environment(fill.rank, fill.attempt)
+        self._staff.promote(spare, rank=fill.rank, attempt=fill.attempt, env=env, logs=logs)
+        self._tell(Started(rank=fill.rank, node=self._node, attempt=fill.attempt, pid=spare.worker.pid))
+        self._tell_spares()
+
+    def _not_filled(self, rank: int) -> None:
+        self._console.say(f"rank {rank}: nobody takes its place")
+        self._filling.pop(rank, None)
+        if death := self._roster.seats[rank].death:
+            self._tell(dataclasses.replace(death, is_replaced=False))
+
+    def _fill_vacancies(self) -> None:
+        if not self._asked and self._status is None:
+            for fill in places.vacancies(self._roster, node=self._node, living=self._links.living()):
+                self._fill(fill)
+
+    def _tell_spares(self) -> None:
+        self._tell(Spares(node=self._node, num_free=len(self._staff.free_spares())))
+
+    # ---- news -------------------------------------------------------------------------------------------------------
 
     def _tell(self, event: Event) -> None:
         """Everybody: this agent's own processes, and the other agents, which tell theirs."""
+        self._links.send_all(encode(event))
         self._take_note(event)
 
     def _take_note(self, event: Event) -> None:
         self._roster.apply(event)
         self._staff.send(encode(event))
+        if isinstance(event, Started) or (isinstance(event, Death) and not event.is_replaced):
+            self._filling.pop(event.rank, None)
+        elif isinstance(event, AgentLost):
+            for fill in [fill for fill in self._filling.values() if fill.node == event.node]:
+                self._not_filled(fill.rank)
+        if isinstance(event, Spares | AgentLost):
+            self._fill_vacancies()
         self._consider()
+
+    def heard(self, node: int, message: Message) -> None:
+        """Another agent's news, or what it asks for."""
+        if "event" in message:
+            self._take_note(decode(message))
+        elif "kill" in message:
+            self._fence(str(message["kill"]))
+        elif "fill" in message:
+            self._promote(Fill(node=self._node, is_spare=True, **message["fill"]))
+        else:
+            raise ValueError(f"node {node} sent {message!r}: not of this version of elastates")
+
+    def agent_lost(self, node: int, why: str) -> None:
+        """Its ranks may live or not; what it was the last to tell, the others may not all have heard."""
+        if why:
+            self._console.say(f"node {node} is lost: {why}")
+        for seat in self._roster.seats.values():
+            if seat.node == node and seat.death:
+                self._links.send_all(encode(seat.death))
+        self._take_note(AgentLost(node=node, why=why or "it has ended"))
+
+    def agent_arrived(self, node: Node) -> list[Message]:
+        """A late one: it gets to know all that has happened."""
+        self._job = self._job.with_node(node)
+        self._console.say(f"node {node.node} at {node.host} has joined with {node.num_spares} spares")
+        return [encode(event) for event in self._roster.history()]
 
     def _consider(self) -> None:
         """Is the job over, or to be ended?"""
-        failure = self._roster.last_failure
-        if self._status is None and failure and self._roster.num_left() < self._options.min_ranks:
-            self._status = failure.status
+        if self._status is None and self._roster.num_left() < self._options.min_ranks:
+            failure = self._roster.last_failure
+            self._status = failure.status if failure else exits.NO_QUORUM
             if not self._roster.is_over():
                 self._console.say(f"fewer than --min-ranks={self._options.min_ranks} are left: ending the others")
                 self._end_ranks(signal.SIGTERM)
         if self._roster.is_over() and not self._staff.ranks():
             self._over.set()
 
-    # ---- the workers' connections -----------------------------------------------------------------------------------
-
-    def _answer(self, channel: Channel, pid: int, message: Message) -> None:
-        if "hello" in message:
-            self._welcome(channel, pid, message)
-        elif self._staff.of_channel(channel) is None:
-            raise ValueError(f"expected a hello first, got {message!r}")
-        elif "kill" in message:
-            self._fence(channel, str(message["kill"]))
-        else:
-            raise ValueError(f"expected hello or kill, got {message!r}")
-
-    def _welcome(self, channel: Channel, pid: int, message: Message) -> None:
-        process = self._staff.of_token(message.get("token"))
-        for event in self._roster.history():
-            channel.send(encode(event))
-        process.channels.add(channel)
-        who = message["hello"]
-        if process.rank is not None and who:
-            joined = Joined(
-                rank=process.rank,
-                node=self._options.node_rank,
-                attempt=process.attempt,
-                id=str(who["id"]),
-                handle=str(who.get("handle", "")),
-            )
-            self._tell(joined)
-
-    def _fence(self, channel: Channel, member_id: str) -> None:
+    def _fence(self, member_id: str) -> bool:
         """Kill a member that the others go on without. Its death, proven, is the answer."""
         rank = self._roster.rank_of(member_id)
-        target = next((process for process in self._staff.ranks() if process.rank == rank), None)
-        if rank is None or target is None:
-            channel.send({"unknown": member_id})
-            return
-        target.verdict = "was fenced: the others asked for its end"
-        target.worker.kill()
+        if rank is None:
+            return False
+        node = self._roster.seats[rank].node
+        if node != self._node:
+            return self._links.send(node, {"kill": member_id})
+        for process in self._staff.ranks():
+            if process.rank == rank:
+                process.verdict = "was fenced: the others asked for its end"
+                process.worker.kill()
+        return True
 
     # ---- signals ----------------------------------------------------------------------------------------------------
 
@@ -232,3 +338,16 @@ class Agent:
         self._asked = number
         self._staff.signal(number)
         asyncio.get_running_loop().call_later(self._options.timeouts.stop_grace_s, self._staff.kill)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        """A task of the agent's own that failed ends the agent: nothing is lost silently."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self._error = error
+            self._over.set()

@@ -77,6 +77,25 @@ class Alive(Event):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Pace(Event):
+    """How long a rank's own work takes in a step, median over its last ones."""
+
+    name: ClassVar[str] = "pace"
+    rank: int
+    node: int
+    median_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spares(Event):
+    """How many spares of a node are free to take a place."""
+
+    name: ClassVar[str] = "spares"
+    node: int
+    num_free: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AgentLost(Event):
     """An agent cannot be reached any more. No proof of anything about its ranks."""
 
@@ -85,7 +104,9 @@ class AgentLost(Event):
     why: str
 
 
-KINDS: dict[str, type[Event]] = {kind.name: kind for kind in (Started, Joined, Death, Hang, Alive, AgentLost)}
+KINDS: dict[str, type[Event]] = {
+    kind.name: kind for kind in (Started, Joined, Death, Hang, Alive, Pace, Spares, AgentLost)
+}
 
 
 def encode(event: Event) -> dict[str, Any]:

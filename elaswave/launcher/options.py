@@ -46,6 +46,8 @@ class Options:
     """start a new process for a dead rank when no spare is free"""
     max_replacements: int = 16
     """how many dead ranks this agent replaces before it believes that starting again is no remedy"""
+    joins: bool = False
+    """this node comes late: its processes are spares for a job that is running"""
     meeting_points: tuple[str, ...] = ()
     """"host:port" of agents to meet at: of the first one, or for a late node of any that lives"""
     timeouts: Timeouts = dataclasses.field(default_factory=Timeouts)
@@ -67,13 +69,13 @@ class Options:
         _check(self.max_replacements >= 0, "--max-replacements must not be negative", self.max_replacements)
         _check(self.workers_per_node + self.num_spares > 0, "this node would start nothing: --nproc-per-node", 0)
         _check(self.min_ranks >= 1, "--min-ranks must be at least 1", self.min_ranks)
-        if self.num_nodes == 1:
+        if self.num_nodes == 1 and not self.joins:
             what = f"--min-ranks must be at most --nproc-per-node={self.workers_per_node}"
             _check(self.min_ranks <= self.workers_per_node, what, self.min_ranks)
         _check(all(map(_is_endpoint, self.meeting_points)), "--master must be HOST:PORT", ",".join(self.meeting_points))
-        if self.num_nodes > 1 and not self.meeting_points:
-            raise ValueError(f"--nnodes={self.num_nodes} needs --master HOST:PORT, where the first agent listens")
-        if self.num_nodes > 1 and not self.secret:
+        if (self.num_nodes > 1 or self.joins) and not self.meeting_points:
+            raise ValueError("several nodes need --master HOST:PORT, where the first agent listens")
+        if self.meeting_points and not self.secret:
             raise ValueError(
                 "several nodes need a secret that strangers do not know, the same on all: "
                 'export ELASWAVE_SECRET="$(openssl rand -hex 32)" before starting the agents'
@@ -100,6 +102,7 @@ def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str]
             num_spares=words.spares,
             replaces=words.replace,
             max_replacements=words.max_replacements,
+            joins=words.join,
             meeting_points=tuple(filter(None, words.master.split(","))),
             timeouts=Timeouts(words.failure_timeout_s),
             log_dir=words.log_dir,
@@ -129,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT[,...]",
         help="where the first agent listens and the others find it; a node that comes late may name any living agents",
     )
+    add("--join", action="store_true", help="join a running job: this node's processes are spares for its dead ranks")
     add("--min-ranks", type=int, default=1, metavar="N", help="end the job when fewer ranks are left (1)")
     add(
         "--spares",

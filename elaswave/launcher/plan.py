@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +32,25 @@ class Job:
     job: str
     """name of this run of the job, never used again"""
     secret: str
-    nodes: tuple[Node, ...]
+    nodes: dict[int, Node]
+    """by number; nodes that came late have spares only"""
 
     @property
     def num_ranks(self) -> int:
-        return sum(node.num_workers for node in self.nodes)
+        return sum(node.num_workers for node in self.nodes.values())
 
     def ranks_of(self, node: int) -> range:
         """Ranks are numbered through, node by node."""
-        first = sum(other.num_workers for other in self.nodes[:node])
+        first = sum(other.num_workers for other in self.nodes.values() if other.node < node)
         return range(first, first + self.nodes[node].num_workers)
+
+    def with_node(self, node: Node) -> Job:
+        """The same job with one more node."""
+        return dataclasses.replace(self, nodes={**self.nodes, node.node: node})
 
     def endpoints(self) -> str:
         """Where all agents listen, for whoever comes later: "10.0.0.1:4000,10.0.0.2:4000"."""
-        return ",".join(f"{node.host}:{node.port}" for node in self.nodes if node.port)
+        return ",".join(f"{node.host}:{node.port}" for node in self.nodes.values() if node.port)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,14 +66,13 @@ class WorkerPlan:
     err: Path | None
 
 
-def rank_environment(job: Job, options: Options, *, node: int, rank: int, attempt: int, master: Node) -> dict[str, str]:
+def rank_environment(job: Job, *, node: int, rank: int, local_rank: int, attempt: int, master: Node) -> dict[str, str]:
     """What tells a process its place: torchrun's names, so that programs written for it run unchanged."""
-    ranks = job.ranks_of(node) if rank in job.ranks_of(node) else range(rank, rank + 1)
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(job.num_ranks),
-        "LOCAL_RANK": str(rank - ranks.start),
-        "LOCAL_WORLD_SIZE": str(len(ranks)),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(max(job.nodes[node].num_workers, 1)),
         "GROUP_RANK": str(node),
         "GROUP_WORLD_SIZE": str(len(job.nodes)),
         "MASTER_ADDR": master.host,
@@ -94,6 +97,12 @@ def job_environment(job: Job, options: Options, *, agent_address: str, token: st
     }
 
 
+def spare_logs(log_dir: Path | None, *, node: int, number: int) -> tuple[Path | None, Path | None]:
+    """Files of a spare until it becomes a rank."""
+    stem = f"spare-{node}.{number}"
+    return (log_dir / f"{stem}.out", log_dir / f"{stem}.err") if log_dir else (None, None)
+
+
 def rank_logs(log_dir: Path | None, *, rank: int, attempt: int) -> tuple[Path | None, Path | None]:
     """Files of a rank's standard output and error; each process has its own, so that nothing is overwritten."""
     if log_dir is None:
@@ -115,10 +124,10 @@ def spare_command(options: Options) -> tuple[str, ...]:
 
 def job_to_wire(job: Job) -> dict[str, Any]:
     """The job without its secret, which both sides have."""
-    return {"job": job.job, "nodes": [dataclasses.asdict(node) for node in job.nodes]}
+    return {"job": job.job, "nodes": [dataclasses.asdict(node) for node in job.nodes.values()]}
 
 
 def job_from_wire(message: dict[str, Any], *, secret: str) -> Job:
     """The inverse."""
-    nodes: Sequence[dict[str, Any]] = message["nodes"]
-    return Job(job=message["job"], secret=secret, nodes=tuple(Node(**node) for node in nodes))
+    nodes = [Node(**node) for node in message["nodes"]]
+    return Job(job=message["job"], secret=secret, nodes={node.node: node for node in nodes})

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from elaswave import exits
-from elaswave.launcher.events import AgentLost, Death, Event, Joined, Started
+from elaswave.launcher.events import AgentLost, Alive, Death, Event, Hang, Joined, Pace, Spares, Started
 
 
 @dataclasses.dataclass
@@ -27,11 +28,14 @@ class Seat:
 class Roster:
     """All seats. A rank is *left* while its process runs or after it has finished with 0, unless its agent is lost."""
 
-    def __init__(self, ranks_of_nodes: list[range]) -> None:
+    def __init__(self, ranks_of_nodes: Mapping[int, range]) -> None:
         """``ranks_of_nodes[n]`` are the ranks of node n."""
-        self.seats = {rank: Seat(rank, node) for node, ranks in enumerate(ranks_of_nodes) for rank in ranks}
+        self.seats = {rank: Seat(rank, node) for node, ranks in ranks_of_nodes.items() for rank in ranks}
+        self.free_spares: dict[int, int] = {}
         self.lost_nodes: set[int] = set()
         self.last_failure: Death | None = None
+        self.silent_ranks: set[int] = set()
+        self.median_s: dict[int, float] = {}
 
     def apply(self, event: Event) -> None:
         """Take note of what has happened."""
@@ -42,17 +46,38 @@ class Roster:
         elif isinstance(event, Death) and self._is_current(event):
             self.seats[event.rank].death = event
             self.last_failure = event if event.status else self.last_failure
+            self.silent_ranks.discard(event.rank)
+            self.median_s.pop(event.rank, None)
+        elif isinstance(event, Hang):
+            self.silent_ranks.add(event.rank)
+        elif isinstance(event, Alive):
+            self.silent_ranks.discard(event.rank)
+        elif isinstance(event, Pace):
+            self.median_s[event.rank] = event.median_s
+        elif isinstance(event, Spares):
+            self.free_spares[event.node] = event.num_free
         elif isinstance(event, AgentLost):
             self.lost_nodes.add(event.node)
+            self.free_spares.pop(event.node, None)
 
     def history(self) -> list[Event]:
         """Events that lead a newcomer to this state, but for what earlier processes of a rank did."""
         told: list[Event] = [AgentLost(node=node, why="lost before") for node in sorted(self.lost_nodes)]
+        told += [Spares(node=node, num_free=free) for node, free in self.free_spares.items()]
         for seat in self.seats.values():
             if seat.pid:
                 told.append(Started(rank=seat.rank, node=seat.node, attempt=seat.attempt, pid=seat.pid))
             told += [event for event in (seat.joined, seat.death) if event]
         return told
+
+    def vacant(self) -> list[Seat]:
+        """Places that somebody should take: their process failed or cannot be reached, and nobody is on the way."""
+        return [
+            seat
+            for seat in self.seats.values()
+            if (seat.node in self.lost_nodes and not self._is_finished(seat))
+            or (seat.death is not None and seat.death.status != exits.FINISHED and not seat.death.is_replaced)
+        ]
 
     def num_left(self) -> int:
         """Ranks that run, will be started, or have finished."""
@@ -60,7 +85,7 @@ class Roster:
 
     def num_finished(self) -> int:
         """Ranks that ended with 0."""
-        return sum(seat.death is not None and seat.death.status == exits.FINISHED for seat in self.seats.values())
+        return sum(map(self._is_finished, self.seats.values()))
 
     def is_over(self) -> bool:
         """Nothing runs any more on a node that can be reached."""
@@ -83,9 +108,13 @@ class Roster:
         return None
 
     def _is_left(self, seat: Seat) -> bool:
-        if seat.node in self.lost_nodes:
-            return False
-        return seat.death is None or seat.death.is_replaced or seat.death.status == exits.FINISHED
+        if self._is_finished(seat):
+            return True
+        return seat.node not in self.lost_nodes and (seat.death is None or seat.death.is_replaced)
+
+    @staticmethod
+    def _is_finished(seat: Seat) -> bool:
+        return seat.death is not None and seat.death.status == exits.FINISHED
 
     def _is_current(self, event: Joined | Death) -> bool:
         return self.seats[event.rank].attempt == event.attempt

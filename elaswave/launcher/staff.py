@@ -7,11 +7,18 @@ import contextlib
 import dataclasses
 import secrets
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from elaswave.launcher.channel import Channel, Message
 from elaswave.launcher.console import Console
 from elaswave.launcher.plan import WorkerPlan
 from elaswave.launcher.worker import Worker
+
+if TYPE_CHECKING:
+    from elaswave.launcher.watch import Watched
+
+Logs = tuple[Path | None, Path | None]
 
 
 @dataclasses.dataclass(eq=False)
@@ -28,6 +35,14 @@ class Process:
     """a spare that has imported everything and waits"""
     verdict: str = ""
     """why the agent killed it, if it did"""
+    watched: Watched | None = None
+    """its progress marks and stacks, once it has shown them"""
+    is_slow: bool = False
+    """reported as a straggler"""
+    promotion: Message | None = None
+    """sent to a spare as soon as it is there to read it"""
+    logs: tuple[Path | None, ...] = ()
+    """of the rank that a spare became"""
 
     def send(self, message: Message) -> None:
         """To every connection that it has here."""
@@ -50,23 +65,33 @@ class Staff:
         """Those that are no spares."""
         return [process for process in self if process.rank is not None]
 
+    def free_spares(self) -> list[Process]:
+        """Spares without a place."""
+        return [process for process in self if process.rank is None]
+
     def free_spare(self) -> Process | None:
         """A spare to take a place: a warm one if there is any."""
-        return max((process for process in self if process.rank is None), key=lambda one: one.is_warm, default=None)
+        return max(self.free_spares(), key=lambda one: one.is_warm, default=None)
 
     async def start(self, plan: WorkerPlan, *, token: str, rank: int | None, attempt: int) -> Process:
         """Start a process, which must be given ``token`` in its environment."""
-        self.follow(plan)
+        self._follow(plan.title, (plan.out, plan.err))
         worker = await asyncio.to_thread(Worker, plan)
         process = self._of_token[token] = Process(worker, token, rank, attempt)
         asyncio.get_running_loop().add_reader(worker.pidfd, self._reap, process)
         return process
 
-    def follow(self, plan: WorkerPlan) -> None:
-        """Show what is written to its files."""
-        for path, is_error in ((plan.out, False), (plan.err, True)):
+    def promote(self, spare: Process, *, rank: int, attempt: int, env: dict[str, str], logs: Logs) -> None:
+        """Make a spare the process of a rank."""
+        spare.rank, spare.attempt, spare.logs = rank, attempt, logs
+        self._follow(f"rank {rank}", logs)
+        spare.promotion = {"promote": {"env": env, "out": _name(logs[0]), "err": _name(logs[1])}}
+        spare.send(spare.promotion)
+
+    def _follow(self, title: str, logs: Logs) -> None:
+        for path, is_error in zip(logs, (False, True), strict=True):
             if path:
-                self._console.follow(path, f"[{plan.title}] ", is_error=is_error)
+                self._console.follow(path, f"[{title}] ", is_error=is_error)
 
     def of_token(self, token: object) -> Process:
         """The process that was started with a token.
@@ -106,9 +131,7 @@ class Staff:
     def _reap(self, process: Process) -> None:
         asyncio.get_running_loop().remove_reader(process.worker.pidfd)
         status = process.worker.reap()
-        self._of_token.pop(process.token)
-        for path in filter(None, (process.worker.plan.out, process.worker.plan.err)):
-            self._console.unfollow(path)
+        self._forget(process)
         self._ended(process, status)
 
     async def end(self) -> None:
@@ -119,12 +142,14 @@ class Staff:
                 with contextlib.suppress(ProcessLookupError):
                     process.worker.kill()
                 await _ended(process.worker.pidfd)
-                self._ended_quietly(process)
+                process.worker.reap()
+                self._forget(process)
 
-    def _ended_quietly(self, process: Process) -> None:
+    def _forget(self, process: Process) -> None:
         self._of_token.pop(process.token)
-        process.worker.reap()
-        for path in filter(None, (process.worker.plan.out, process.worker.plan.err)):
+        if process.watched:
+            process.watched.close()
+        for path in filter(None, (*process.logs, process.worker.plan.out, process.worker.plan.err)):
             self._console.unfollow(path)
 
 
@@ -136,6 +161,10 @@ async def _ended(pidfd: int) -> None:
         await ended.wait()
     finally:
         loop.remove_reader(pidfd)
+
+
+def _name(path: Path | None) -> str:
+    return str(path.resolve()) if path else ""
 
 
 def draw_token() -> str:

@@ -75,8 +75,9 @@ def act(action: str, heard: Heard, link: agent_link.AgentLink) -> None:
 def main() -> None:
     heard = Heard()
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-    link = agent_link.connect(heard)
+    link = agent_link.of_process()
     assert link
+    link.subscribe(heard)
     link.hello(f"member-{RANK}", f"handle-of-{RANK}")
     say(f"pid {os.getpid()} of rank {RANK}")
     own = [word.partition(":")[2] for word in sys.argv[1:] if word.partition(":")[0] in (str(RANK), "all")]

@@ -98,7 +98,7 @@ def test_workers_go_on_when_their_agent_is_killed(launch: Launcher) -> None:
             ["--nproc-per-node", "2", "--min-ranks", "3", "x.py"],
             "--min-ranks must be at most --nproc-per-node=2, got 3",
         ),
-        (["--nnodes", "2", "x.py"], "--nnodes=2 needs --master HOST:PORT"),
+        (["--nnodes", "2", "x.py"], "several nodes need --master HOST:PORT"),
         (["--nnodes", "2", "--master", "h:1", "x.py"], "ELASWAVE_SECRET"),
         (["--failure-timeout-s", "-1", "x.py"], "failure_timeout_s must be a positive number"),
         (["--nproc-per-node", "many", "x.py"], "must be a number or 'gpu', got 'many'"),

@@ -1,0 +1,64 @@
+"""A rank for tests of the hang detector: marks steps without torch, then does what its argument says.
+
+marking_rank.py RANK:HOW ...      HOW: sleep, gil, stop, pause, none; other ranks answer the news of a hang by a mark,
+or, where HOW is "silent", do not
+"""
+
+import itertools
+import os
+import signal
+import sys
+import threading
+
+from elaswave import agent_link, stacks
+from elaswave.marks import MarkWriter
+
+RANK = int(os.environ["RANK"])
+NUM_RANKS = int(os.environ["WORLD_SIZE"])
+FOR_EVER_S = 600
+
+
+def hold_the_gil() -> None:
+    """A loop in C that gives the GIL to nobody, and that no signal handler written in Python interrupts."""
+    sum(itertools.repeat(0, 10**15))
+
+
+def main() -> None:
+    how = dict(word.split(":") for word in sys.argv[1:]).get(str(RANK), "none")
+    link = agent_link.of_process()
+    assert link
+    marks, told, dead = MarkWriter(), threading.Event(), threading.Event()
+
+    def hear(event: agent_link.Message) -> None:
+        if event["event"] == "hang":
+            told.set()
+        if event["event"] == "death":
+            dead.set()
+
+    link.show(marks_fd=marks.fd, stacks_fd=stacks.register(), stacks_signal=stacks.SIGNAL)
+    link.subscribe(hear)
+    for step in range(2):
+        marks.begin(step)
+        marks.commit(step)
+    marks.begin(2)
+    os.write(1, f"rank {RANK} is in step 2\n".encode())
+    if how == "sleep":
+        threading.Event().wait(FOR_EVER_S)
+    elif how == "gil":
+        hold_the_gil()
+    elif how == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif how == "pause":
+        marks.pause("evaluation")
+        assert dead.wait(60)
+        marks.resume()
+    else:
+        assert told.wait(60)
+        if how == "none":
+            marks.alive()
+        assert dead.wait(60)
+    marks.commit(2)
+    os.write(1, f"done {RANK}\n".encode())
+
+
+main()

@@ -1,0 +1,42 @@
+"""Dead ranks replaced: by spares that wait warm, and by new processes."""
+
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+from launching import Launcher
+
+RANK_SCRIPT = Path(__file__).parent / "replaced_rank.py"
+
+
+def test_a_warm_spare_takes_the_place_then_new_processes_do(launch: Launcher, tmp_path: Path) -> None:
+    options = ["--nproc-per-node", "2", "--spares", "1", "--replace", "--max-replacements", "1", "--log-dir", "logs"]
+    job = launch([sys.executable, "-m", "elaswave.launcher", *options, RANK_SCRIPT, "an argument"])
+    spare = int(job.wait_for(r"spare 0.0 \(pid (\d+)\) is warm")[1])
+    first = int(job.wait_for(r"pid (\d+) is rank 1 attempt 0")[1])
+    os.kill(first, signal.SIGKILL)
+    second = int(job.wait_for(r"\[rank 1\] pid (\d+) is rank 1 attempt 1")[1])
+    assert second == spare
+    job.wait_for(rf"rank 1: a spare \(pid {second}\) takes its place")
+    os.kill(second, signal.SIGKILL)
+    third = int(job.wait_for(r"\[rank 1\] pid (\d+) is rank 1 attempt 2")[1])
+    os.kill(third, signal.SIGKILL)  # the one replacement that is allowed has been made
+    job.wait(expect=0)
+    assert re.search(rf"rank 1 \(pid {third}\) was killed by SIGKILL; 1 of 2 ranks are left", job.output)
+    assert "attempt 1 spare 1 torch True argv ['an argument']" in (tmp_path / "logs" / "rank-00001.1.out").read_text()
+    assert "attempt 2 spare 0 torch False argv ['an argument']" in (tmp_path / "logs" / "rank-00001.2.out").read_text()
+    assert not job.pids()
+
+
+def test_a_spare_ends_with_its_agent(launch: Launcher) -> None:
+    options = ["--nproc-per-node", "1", "--spares", "1"]
+    job = launch([sys.executable, "-m", "elaswave.launcher", *options, RANK_SCRIPT])
+    rank = int(job.wait_for(r"pid (\d+) is rank 0 attempt 0")[1])
+    job.signal(signal.SIGKILL)
+    os.kill(rank, signal.SIGKILL)
+    job.wait(expect=-signal.SIGKILL)
+    from polling import until
+
+    until(lambda: not job.pids())
