@@ -32,7 +32,7 @@ Hub::Hub(Messenger& messenger) : messenger_(messenger) {
   messenger_.SetObserver(std::move(observer));
 }
 
-Hub::~Hub() {
+void Hub::CloseAll() {
   for (const auto& group : LivingGroups()) CloseGroup(group);
 }
 

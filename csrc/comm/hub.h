@@ -35,7 +35,7 @@ class Hub {
   using LossHandler = std::function<void(const LostMember& lost)>;
 
   explicit Hub(Messenger& messenger);  // becomes its observer
-  ~Hub();
+  ~Hub() { CloseAll(); }
   Hub(const Hub&) = delete;
   Hub& operator=(const Hub&) = delete;
 
@@ -47,6 +47,7 @@ class Hub {
   std::shared_ptr<QueuedGroup> FindGroup(uint64_t group_id) const;  // null if there is none
   // Ends the group here; others notice nothing unless they need this process. Not on the messenger's thread.
   void CloseGroup(const std::shared_ptr<QueuedGroup>& group);
+  void CloseAll();
 
   // Group::Install(), and revokes it again at once if a member of the new view is lost already.
   Status Install(QueuedGroup& group, View view);

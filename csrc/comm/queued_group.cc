@@ -45,7 +45,7 @@ class QueuedGroup::RunningOperation : public Operation {
   RunningOperation(QueuedGroup& group, std::shared_ptr<const View> view, uint64_t sequence, double timeout_s)
       : group_(group),
         view_(std::move(view)),
-        rank_(RankOf(*view_, group.messenger_.self().id)),
+        rank_(RankOf(*view_, group.self_)),
         sequence_(sequence),
         timeout_s_(timeout_s),
         deadline_(After(timeout_s)) {}
@@ -192,11 +192,12 @@ class QueuedGroup::RunningOperation : public Operation {
 
 QueuedGroup::QueuedGroup(Messenger& messenger, uint64_t id, std::string name, View view, OnRevoked on_revoked)
     : messenger_(messenger),
+      self_(messenger.self().id),
       id_(id),
       name_(std::move(name)),
       on_revoked_(std::move(on_revoked)),
       view_(std::make_shared<const View>(std::move(view))),
-      rank_(RankOf(*view_, messenger.self().id)),
+      rank_(RankOf(*view_, self_)),
       scratch_(nullptr, &std::free),
       thread_("el-" + name_, [this] { WorkUntilClosed(); }) {}
 
@@ -261,7 +262,7 @@ void QueuedGroup::RevokeEpochSoon(uint32_t epoch, const std::string& why) {
 }
 
 Status QueuedGroup::Install(View view) {
-  const int rank = RankOf(view, messenger_.self().id);
+  const int rank = RankOf(view, self_);
   if (rank < 0) {
     return Status(StatusCode::kInvalidArgument,
                   "this process is not in the view of epoch " + std::to_string(view.epoch));

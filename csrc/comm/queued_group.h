@@ -81,7 +81,8 @@ class QueuedGroup : public Group {
   // REQUIRES: mutex_ is held, the group is open. Errors: no such peer.
   Result<MessageAddress> NextPairAddressLocked(PairCounts& counts, int peer, uint32_t tag);
 
-  Messenger& messenger_;
+  Messenger& messenger_;  // not touched once closed
+  const MemberId self_;
   const uint64_t id_;
   const std::string name_;
   const OnRevoked on_revoked_;

@@ -1,0 +1,54 @@
+// Endpoint: this process in its job: its links, and the groups over them.
+//
+// One per process, shared by its groups and sub-groups. Thread-safe.
+#ifndef ELASTATES_COMM_ENDPOINT_H_
+#define ELASTATES_COMM_ENDPOINT_H_
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "comm/hub.h"
+#include "comm/link_pool.h"
+
+namespace elastates {
+
+class Endpoint {
+ public:
+  static Result<std::shared_ptr<Endpoint>> Start(LinkPoolOptions options);
+  ~Endpoint() { Close(); }
+  Endpoint(const Endpoint&) = delete;
+  Endpoint& operator=(const Endpoint&) = delete;
+
+  LinkPool& links() { return *links_; }  // REQUIRES: not closed
+  Hub& hub() { return hub_; }
+  const Hub& hub() const { return hub_; }
+  const Member& self() const { return self_; }
+
+  // A group of these members, in the order of their ranks; connects to those it is not connected to.
+  Result<std::shared_ptr<QueuedGroup>> MakeGroup(const std::string& name, View view, double timeout_s);
+  // A newer view of a group, connecting first to members that are new.
+  Status Install(QueuedGroup& group, View view, double timeout_s);
+
+  // Says farewell, ends all groups and all links. Idempotent; not on a thread of its own.
+  void Close();
+
+ private:
+  explicit Endpoint(std::unique_ptr<LinkPool> links)
+      : links_(std::move(links)), self_(links_->self()), hub_(*links_) {}
+  Status Connect(const View& view, double timeout_s);
+
+  std::unique_ptr<LinkPool> links_;
+  const Member self_;
+  Hub hub_;
+  std::once_flag closed_;
+};
+
+// The members that the handles stand for; the error says which is none.
+Result<std::vector<Member>> DecodeMembers(const std::vector<std::string>& handles);
+
+}  // namespace elastates
+
+#endif  // ELASTATES_COMM_ENDPOINT_H_
