@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -34,7 +35,8 @@ def size_of(text: str) -> int:
     """
     number = text.strip().upper().removesuffix("B").strip()
     factor = {"T": 10**12, "G": 10**9, "M": 10**6, "K": 10**3}.get(number[-1:], 1)
-    size_bytes = int(float(number.rstrip("TGMK")) * factor)
+    size = float(number.rstrip("TGMK")) * factor
+    size_bytes = int(size) if math.isfinite(size) else 0
     if size_bytes < 1:
         raise ValueError(f"{text!r} is no size; write for example 5GB")
     return size_bytes

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import glob
 import os
 import secrets
 import time
@@ -283,8 +284,8 @@ def _typesize(array: PlannedArray) -> int:
 
 def _temporary_beside(destination: Path) -> tuple[Path, int]:
     """A new directory beside ``destination``, locked while we live, after removing those of writers that have died."""
-    prefix = f".tmp-{destination.name}-"
-    for left in destination.parent.glob(f"{prefix}????????"):
+    prefix = f".archive-{destination.name}-"  # not .tmp-: a writer of checkpoints may have such beside it
+    for left in destination.parent.glob(f"{glob.escape(prefix)}????????"):
         with contextlib.suppress(OSError):  # busy, or gone since
             fd = _locked(left)
             try:
@@ -319,6 +320,8 @@ def archive(
     """See :func:`datastates.archive`."""
     if codec not in ("auto", *CODEC_NAMES):
         raise ValueError(f"codec is {codec!r}, expected one of auto, {', '.join(CODEC_NAMES)}")
+    if not shard_mb > 0:  # NaN included
+        raise ValueError(f"shard_mb is {shard_mb}, expected more than 0")
     if destination.exists():
         raise FileExistsError(f"{destination} exists and is not overwritten; give another name")
     begun = time.perf_counter()

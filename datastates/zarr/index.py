@@ -21,6 +21,8 @@ from datastates.zarr.view import ATTRIBUTE
 
 FORMAT = "elastates-archive"
 FORMAT_VERSION = 1
+MAX_CHUNK_BYTES = 1 << 30
+"""No archive has larger ones; memory for one is taken before anything is unpacked."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,12 @@ def layout_of(document: Json, info: TensorInfo) -> tuple[Layout, list[Json]]:
             raise ValueError("it begins with another codec than bytes, or its chunks have other dims")
         grids = [Grid(info.shape, tuple(chunk[:rank])) for chunk in (files, chunks)]
         for outer, inner, extent in zip(grids[0].chunk, grids[1].chunk, info.shape, strict=True):
-            if not 1 <= _count(inner) <= max(1, extent) or _count(outer) % inner:
+            whole = max(1, extent)
+            if not 1 <= _count(inner) <= whole or _count(outer) % inner or outer > -(-whole // inner) * inner:
                 raise ValueError(f"chunks of {chunks} in files of {files} are none of a tensor of {list(info.shape)}")
-        return Layout(grids[0], grids[1], dtype_of(info.dtype).itemsize), codecs[1:]
+        layout = Layout(grids[0], grids[1], dtype_of(info.dtype).itemsize)
+        if layout.chunk_bytes > MAX_CHUNK_BYTES:
+            raise ValueError(f"chunks of {layout.chunk_bytes} bytes, expected at most {MAX_CHUNK_BYTES}")
+        return layout, codecs[1:]
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"no array of an archive: {error!r}") from error

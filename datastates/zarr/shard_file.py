@@ -110,7 +110,7 @@ def decode_file(
         ValueError: a checksum does not match, or a chunk that must be there is not; names the chunk.
     """
     spans = _spans(layout, file, stored)
-    for slot in layout.slots(file) if layout.is_sharded else [file]:
+    for slot in spans:
         if not layout.chunks.has(slot) or layout.chunks.inner(slot).intersect(wanted) is None:
             continue
         offset, size = spans[slot]
@@ -127,9 +127,12 @@ def _spans(layout: Layout, file: tuple[int, ...], stored: memoryview) -> dict[tu
     """Offset and size of every chunk of a file."""
     if not layout.is_sharded:
         return {file: (0, len(stored))}
+    per_file = math.prod(a // b for a, b in zip(layout.files.chunk, layout.chunks.chunk, strict=True))
+    if 16 * per_file + CRC_BYTES > len(stored):
+        raise ValueError(f"{len(stored)} bytes have no room for the index of {per_file} chunks")
     slots = layout.slots(file)
     table = stored[-(16 * len(slots) + CRC_BYTES) : -CRC_BYTES]
-    if len(table) != 16 * len(slots) or struct.pack("<I", _elastates.crc32c(table)) != stored[-CRC_BYTES:]:
+    if struct.pack("<I", _elastates.crc32c(table)) != stored[-CRC_BYTES:]:
         raise ValueError("the index of its chunks: checksum mismatch")
     pairs = np.frombuffer(table, dtype="<u8").reshape(-1, 2).tolist()
     return {slot: (offset, size) for slot, (offset, size) in zip(slots, pairs, strict=True)}

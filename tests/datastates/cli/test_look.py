@@ -176,6 +176,8 @@ def test_texts() -> None:
     assert (bar(1, 2), bar(0, 2), bar(0, 0)) == ("█" * 12, "", "")
     with pytest.raises(ValueError, match=r"'0GB' is no size; write for example 5GB"):
         size_of("0GB")
+    with pytest.raises(ValueError, match="is no size"):
+        size_of("infGB")
 
 
 def test_what_a_job_removes_while_it_is_looked_at_is_not_damaged(

@@ -172,7 +172,7 @@ def test_nothing_is_overwritten(four_ranks: Saved, tmp_path: Path, monkeypatch: 
 
 
 def test_what_dead_writers_left_is_removed(four_ranks: Saved, tmp_path: Path) -> None:
-    dead, alive = tmp_path / ".tmp-a.zarr-00000001", tmp_path / ".tmp-a.zarr-00000002"
+    dead, alive = tmp_path / ".archive-a.zarr-00000001", tmp_path / ".archive-a.zarr-00000002"
     for left in (dead, alive):
         (left / "kinds").mkdir(parents=True)
     fd = os.open(alive, os.O_RDONLY)
@@ -182,6 +182,22 @@ def test_what_dead_writers_left_is_removed(four_ranks: Saved, tmp_path: Path) ->
     finally:
         os.close(fd)
     assert sorted(os.listdir(tmp_path)) == [alive.name, "a.zarr"]
+
+
+@pytest.mark.parametrize("name", ["step-00000013", "*"])
+def test_attempts_of_a_writer_of_checkpoints_are_left_alone(four_ranks: Saved, tmp_path: Path, name: str) -> None:
+    """An archive may be put beside the checkpoints, under whatever name."""
+    attempt, other = tmp_path / ".tmp-step-00000013-0a1b2c3d", tmp_path / ".archive-b.zarr-0a1b2c3d"
+    attempt.mkdir()
+    other.mkdir()
+    archive(four_ranks[0], tmp_path / name, codec="none")
+    assert sorted(os.listdir(tmp_path)) == sorted([attempt.name, other.name, name])
+
+
+@pytest.mark.parametrize("shard_mb", [0, -1, float("nan")])
+def test_a_shard_has_a_size(four_ranks: Saved, tmp_path: Path, shard_mb: float) -> None:
+    with pytest.raises(ValueError, match=r"shard_mb is \S+, expected more than 0"):
+        archive(four_ranks[0], tmp_path / "a.zarr", shard_mb=shard_mb)
 
 
 def test_all_is_synced_before_the_rename(four_ranks: Saved, tmp_path: Path) -> None:
