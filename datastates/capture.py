@@ -35,7 +35,7 @@ from datastates.providers import (
     provider_by_type,
     provider_for,
 )
-from datastates.typed_json import PLAIN_TYPES
+from datastates.typed_json import PLAIN_TYPES, Pickled
 from oneflow_sbp import Box
 
 import _elastates
@@ -152,7 +152,7 @@ def leaves(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield name, value, state, key
 
 
-_PLAIN = (torch.Tensor, *PLAIN_TYPES)
+_PLAIN = (torch.Tensor, Pickled, *PLAIN_TYPES)
 _VALUES = frozenset(TreeProvider.handles)
 """Types whose values may be another object at every step, and still the same part of the state: encoded every time."""
 
@@ -181,6 +181,8 @@ def make_context(
     if len({name for name, _ in found}) != len(found):
         twice, _ = collections.Counter(name for name, _ in found).most_common(1)[0]
         raise ValueError(f"two values of the state have one name: {twice}; rename a key of the state")
+    if any(name.partition(".")[0] == "per_rank" for name, _ in found):
+        raise ValueError("a key of the state is 'per_rank', which names the tensors of single ranks; rename it")
     return Context(
         modules={name: value for name, value in found if isinstance(value, torch.nn.Module)},
         optimizers=[value for _, value in found if isinstance(value, torch.optim.Optimizer)],

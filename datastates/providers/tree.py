@@ -35,6 +35,9 @@ def replace_content(value: Any, stored: Any) -> Any:
     """Make ``value`` equal to ``stored``, in place where its type allows; returns what stands for it now."""
     if value is stored:
         return value  # a tensor that was loaded in place
+    if isinstance(value, Pickled):  # stays marked, or the next checkpoint would refuse what is inside
+        value.value = stored
+        return value
     if isinstance(value, dict) and isinstance(stored, dict):
         for key in [key for key in value if key not in stored]:
             del value[key]

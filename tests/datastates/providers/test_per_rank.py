@@ -106,3 +106,11 @@ def test_another_value_in_the_wrapper_is_stored(tmp_path: Path) -> None:
         own.value = torch.ones(2)
         checkpoints.checkpoint(1, {"own": own})
     assert datastates.open_checkpoint(tmp_path).read("per_rank.0.own").tolist() == [1, 1]
+
+
+def test_a_key_that_would_pass_for_the_values_of_single_ranks_is_refused(tmp_path: Path) -> None:
+    with (
+        datastates.Checkpointer(tmp_path) as checkpoints,
+        pytest.raises(ValueError, match=r"a key of the state is 'per_rank'.*rename it"),
+    ):
+        checkpoints.checkpoint(0, {"per_rank": {"0": torch.ones(2), "1": torch.zeros(2)}})

@@ -169,6 +169,19 @@ def test_a_pickle_comes_back_only_if_it_is_trusted(tmp_path: Path) -> None:
     assert torch.equal(state["t"], torch.ones(2))
 
 
+def test_a_dict_with_a_pickle_inside_is_one_value_and_can_be_saved_again(tmp_path: Path) -> None:
+    live: dict[str, Any] = {"config": {"odd": datastates.pickled(range(3)), "plain": 1}}
+    with datastates.Checkpointer(tmp_path) as checkpoints:
+        checkpoints.checkpoint(0, live).durable.result(60)
+        assert list(datastates.open_checkpoint(tmp_path).encoded_python()) == ["config"]
+        live["config"]["odd"].value = range(5)
+        live["config"]["plain"] = 2
+        checkpoints.restore(live, allow_pickle=True)
+        assert (live["config"]["odd"].value, live["config"]["plain"]) == (range(3), 1)
+        checkpoints.checkpoint(1, live).durable.result(60)
+    assert datastates.open_checkpoint(tmp_path).python(allow_pickle=True) == {"config": {"odd": range(3), "plain": 1}}
+
+
 def test_none_is_a_value_like_others(tmp_path: Path) -> None:
     with datastates.Checkpointer(tmp_path) as checkpoints:
         checkpoints.checkpoint(0, {"best": None, "run": {"note": None}, "t": torch.ones(1)}).durable.result(60)
