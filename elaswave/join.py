@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from elaswave import agent_link, place, stacks
+from elaswave.chaos import inside
 from elaswave.errors import LaunchError
 from elaswave.place import Place
 from elaswave.run import Run
@@ -44,6 +45,7 @@ def join(
             f"rank {here.rank} is a replacement (attempt {here.attempt}), and groups of backend {backend!r} take in "
             "nobody: join(backend='elastic'), or start the job without --replace and --spares"
         )
+    inside.install()
     timeouts = Timeouts(float(environment.get("ELASWAVE_FAILURE_TIMEOUT_S", Timeouts().failure_timeout_s)))
     link = agent_link.of_process(environment)
     device = _device(here, backend)

@@ -43,8 +43,10 @@ def find(environment: Mapping[str, str]) -> Place:
     for is_there, read in (
         ("RANK" in environment and "WORLD_SIZE" in environment, _torch),
         ("OMPI_COMM_WORLD_RANK" in environment, _open_mpi),
-        ("PMI_RANK" in environment and "PMI_SIZE" in environment, _hydra),
-        ("SLURM_PROCID" in environment and _number(environment, "SLURM_NTASKS", 1) > 1, _slurm),
+        # Both words: srun --mpi=pmi2 sets the first as well.
+        ("PMI_RANK" in environment and "MPI_LOCALRANKID" in environment, _hydra),
+        # A batch script itself has SLURM_PROCID too, and is no rank.
+        ("SLURM_PROCID" in environment and "SLURM_STEP_NUM_TASKS" in environment, _slurm),
     ):
         if is_there:
             return _checked(read(environment))
@@ -103,11 +105,11 @@ def _mpi(environment: Mapping[str, str], rank: str, size: str, local_rank: str, 
 def _slurm(environment: Mapping[str, str]) -> Place:
     hosts = environment.get("SLURM_STEP_NODELIST") or _text(environment, "SLURM_JOB_NODELIST")
     step = f"{_text(environment, 'SLURM_JOB_ID')}.{environment.get('SLURM_STEP_ID', '')}"
-    tasks = re.match(r"\d+", environment.get("SLURM_TASKS_PER_NODE", "1"))
+    tasks = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
     return Place(
         launcher="srun",
         rank=_number(environment, "SLURM_PROCID"),
-        num_ranks=_number(environment, "SLURM_NTASKS"),
+        num_ranks=_number(environment, "SLURM_STEP_NUM_TASKS"),
         local_rank=_number(environment, "SLURM_LOCALID", 0),
         local_num_ranks=int(tasks[0]) if tasks else 1,
         master_host=environment.get("MASTER_ADDR") or first_host(hosts),
@@ -136,6 +138,6 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
 
 
 def _checked(place: Place) -> Place:
-    if not (place.rank < place.num_ranks and place.local_rank < max(place.local_num_ranks, place.local_rank + 1)):
+    if place.rank >= place.num_ranks:
         raise LaunchError(f"rank {place.rank} of {place.num_ranks} ({place.launcher}) is no rank of the job")
     return place

@@ -32,4 +32,6 @@ def _sleep(_number: int, _frame: object) -> None:
 
 def _hold_gil(_number: int, _frame: object) -> None:
     """Inside a C function that never lets go of the GIL: no Python thread of this process runs any more."""
-    ctypes.PyDLL(None).sleep(FOREVER_S)
+    mutex = ctypes.create_string_buffer(64)  # zeros are an unlocked mutex that its owner cannot lock again
+    for _ in range(2):  # unlike sleep, it does not return when a signal, such as that for stacks, was handled
+        ctypes.PyDLL(None).pthread_mutex_lock(mutex)

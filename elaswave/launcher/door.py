@@ -62,8 +62,8 @@ class Door:
         try:
             while message := await channel.receive():
                 self._answer(channel, pid, message)
-        except ValueError as error:
-            channel.send({"error": str(error)})
+        except (ValueError, KeyError, TypeError, OSError) as error:  # it sent nonsense, or ended meanwhile
+            channel.send({"error": f"{type(error).__name__}: {error}"})
 
 
 def _peer(writer: asyncio.StreamWriter) -> tuple[int, int]:

@@ -218,7 +218,7 @@ class Links:
         try:
             await handshake.accepting(channel, self._secret)
             await self._let_in(channel, await channel.receive() or {})
-        except ValueError as error:
+        except (ValueError, KeyError, TypeError) as error:  # it is no agent of this version
             channel.send({"error": str(error)})
             self._complain(f"refused {writer.get_extra_info('peername')}: {error}")
         finally:
@@ -273,8 +273,8 @@ class Links:
                     why = ""
                 elif "beat" not in message:
                     self._hearer.heard(node, message)
-        except ValueError as error:
-            why = str(error)
+        except (ValueError, KeyError, TypeError) as error:
+            why = f"{type(error).__name__}: {error}"
         self._lose(node, channel, why)
 
     def _lose(self, node: int, channel: Channel, why: str) -> None:

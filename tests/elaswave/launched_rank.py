@@ -57,6 +57,14 @@ def act(action: str, heard: Heard, link: agent_link.AgentLink) -> None:
         link.kill(f"member-{operand}")
     elif name == "death":
         heard.death_of(int(operand))
+    elif name == "die_once":
+        if os.environ["ELASWAVE_ATTEMPT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+    elif name == "rejoined":
+        rank = int(operand)
+        heard.wait(lambda events: any(e["event"] == "joined" and e["rank"] == rank and e["attempt"] for e in events))
+    elif name == "agent_lost":
+        heard.wait(lambda events: any(e["event"] == "agent_lost" and e["node"] == int(operand) for e in events))
     elif name == "exit":
         sys.exit(int(operand))
     elif name == "child":

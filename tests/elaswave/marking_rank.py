@@ -4,7 +4,7 @@ marking_rank.py RANK:HOW ...      HOW: sleep, gil, stop, pause, none; other rank
 or, where HOW is "silent", do not
 """
 
-import itertools
+import ctypes
 import os
 import signal
 import sys
@@ -19,8 +19,10 @@ FOR_EVER_S = 600
 
 
 def hold_the_gil() -> None:
-    """A loop in C that gives the GIL to nobody, and that no signal handler written in Python interrupts."""
-    sum(itertools.repeat(0, 10**15))
+    """A wait in C, for a lock that this thread has itself, which no signal ends and which gives the GIL to nobody."""
+    mutex = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.PyDLL(None).pthread_mutex_lock(mutex)
 
 
 def main() -> None:
