@@ -13,6 +13,8 @@
 
 namespace elastates {
 
+class LocalCollectives;
+
 struct View {
   uint32_t epoch = 0;
   std::vector<Member> members;  // in the order of their ranks
@@ -44,6 +46,9 @@ class Operation {
   // and not after the body, when the group stops. REQUIRES: `wake` does not block; set once per operation.
   virtual Status Check() = 0;
   virtual void WakeOnStop(std::function<void()> wake) = 0;
+
+  // What does collectives through memory that all members share; null where they do not, for all alike.
+  virtual LocalCollectives* local() { return nullptr; }
 
   // At least so many bytes, 64-byte aligned, kept between operations of the group; grows as asked. Asking for
   // more may move it: what it held is gone then.

@@ -18,7 +18,7 @@ uint64_t GroupId(const std::string& name) {
   return hash;
 }
 
-Hub::Hub(Messenger& messenger) : messenger_(messenger) {
+Hub::Hub(Messenger& messenger, Neighbours* neighbours) : messenger_(messenger), neighbours_(neighbours) {
   HandleControl(kRevokeTopic, [this](MemberId, const std::string& content) { OnRevokeMessage(content); });
   HandleControl(kFarewellTopic, [this](MemberId from, const std::string&) {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -50,6 +50,7 @@ Result<std::shared_ptr<QueuedGroup>> Hub::MakeGroup(const std::string& name, Vie
     const auto announce = [this](const QueuedGroup& revoked, const View& revoked_view,
                                  const std::string& why) { Announce(revoked, revoked_view, why); };
     group = slot = std::make_shared<QueuedGroup>(messenger_, GroupId(name), name, std::move(view), announce);
+    if (neighbours_ != nullptr) group->ShareMemory(neighbours_);
   }
   RevokeIfLost(*group);
   return group;

@@ -34,7 +34,8 @@ class Hub {
   using ControlHandler = std::function<void(MemberId from, const std::string& content)>;
   using LossHandler = std::function<void(const LostMember& lost)>;
 
-  explicit Hub(Messenger& messenger);  // becomes its observer
+  // Becomes the messenger's observer. With `neighbours` all groups share memory where they can.
+  explicit Hub(Messenger& messenger, Neighbours* neighbours = nullptr);
   ~Hub() { CloseAll(); }
   Hub(const Hub&) = delete;
   Hub& operator=(const Hub&) = delete;
@@ -76,6 +77,7 @@ class Hub {
   std::vector<std::shared_ptr<QueuedGroup>> LivingGroups() const;
 
   Messenger& messenger_;
+  Neighbours* const neighbours_;
   mutable std::mutex mutex_;  // guards what follows; never held while a group or a handler is called
   std::map<uint64_t, std::shared_ptr<QueuedGroup>> groups_;
   std::map<std::string, ControlHandler> control_handlers_;

@@ -101,6 +101,10 @@ class QueuedGroup::RunningOperation : public Operation {
     if (group_.phase_ != Phase::kOpen) group_.wake_on_stop_();
   }
 
+  LocalCollectives* local() override {
+    return group_.local_ && LocalCollectives::Handles(*view_) ? group_.local_.get() : nullptr;
+  }
+
   char* Scratch(size_t size_bytes) override {
     if (size_bytes > group_.scratch_size_bytes_) {
       const size_t rounded = (size_bytes + kScratchAlignment - 1) / kScratchAlignment * kScratchAlignment;
@@ -211,6 +215,11 @@ std::shared_ptr<const View> QueuedGroup::view() const {
 int QueuedGroup::rank() const {
   std::lock_guard<std::mutex> lock(mutex_);
   return rank_;
+}
+
+void QueuedGroup::ShareMemory(Neighbours* neighbours) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  local_ = std::make_unique<LocalCollectives>(neighbours, id_);
 }
 
 std::string QueuedGroup::why_revoked() const {
@@ -363,9 +372,10 @@ void QueuedGroup::WorkUntilClosed() {
   while (true) {
     changed_.wait(lock, [&] { return !is_settled_ || (phase_ == Phase::kOpen && !queue_.empty()); });
     if (!is_settled_) Settle(lock);
-    if (phase_ == Phase::kClosed) return;
+    if (phase_ == Phase::kClosed) break;
     if (phase_ == Phase::kOpen && !queue_.empty()) RunOne(lock);
   }
+  local_.reset();  // the neighbours may go before the last one who holds this group
 }
 
 void QueuedGroup::RunOne(std::unique_lock<std::mutex>& lock) {

@@ -21,6 +21,7 @@
 #include "base/thread.h"
 #include "comm/group.h"
 #include "comm/messenger.h"
+#include "comm/shared/local_collectives.h"
 
 namespace elastates {
 
@@ -46,6 +47,10 @@ class QueuedGroup : public Group {
 
   // RevokeSoon() if the group is still in this epoch; kept for Install() if it has yet to come to it.
   void RevokeEpochSoon(uint32_t epoch, const std::string& why);
+  // From now on collectives go through shared memory in epochs whose members are all on this host. REQUIRES:
+  // nothing has been run yet; all members do so; the neighbours live until the group is closed.
+  void ShareMemory(Neighbours* neighbours);
+
   // Empty while the group is not revoked.
   std::string why_revoked() const;
   // Operations run or queued in this epoch.
@@ -101,7 +106,8 @@ class QueuedGroup : public Group {
   std::string revoked_epoch_why_;
   std::function<void()> wake_on_stop_;  // of the running operation
 
-  std::unique_ptr<char, void (*)(void*)> scratch_;  // of the thread alone
+  std::unique_ptr<LocalCollectives> local_;  // of the thread alone, like the scratch
+  std::unique_ptr<char, void (*)(void*)> scratch_;
   size_t scratch_size_bytes_ = 0;
   std::thread::id thread_id_;
   NamedThread thread_;  // last: it starts when all else is there

@@ -50,10 +50,14 @@ struct Trial {
   }
 };
 
+constexpr Way kWays[] = {Way::kMessages, Way::kSharedMemory};
+
 void ForAll(const std::function<void(Team&, int size, size_t length)>& check) {
-  for (int size = 1; size <= 5; ++size) {
-    Team team(size, {7, 0.0002});
-    for (size_t length : kLengths) check(team, size, length);
+  for (Way way : kWays) {
+    for (int size = 1; size <= 5; ++size) {
+      Team team(size, {7, 0.0002}, way);
+      for (size_t length : kLengths) check(team, size, length);
+    }
   }
 }
 
@@ -92,8 +96,7 @@ TEST(all_reduce_leaves_its_input) {
   });
 }
 
-TEST(all_reduce_in_place) {
-  Team team(4);
+void AverageInPlace(Team& team) {
   for (size_t length : kLengths) {
     Lists values;
     for (int rank = 0; rank < 4; ++rank) values.push_back(Fill(rank, 0, length));
@@ -114,8 +117,14 @@ TEST(all_reduce_in_place) {
   }
 }
 
-TEST(premultiplied_sums_use_each_members_own_factor) {
-  Team team(3);
+TEST(all_reduce_in_place) {
+  for (Way way : kWays) {
+    Team team(4, {}, way);
+    AverageInPlace(team);
+  }
+}
+
+void SumWithFactors(Team& team) {
   for (size_t length : {size_t{5}, size_t{200000}}) {
     std::vector<std::vector<double>> values(3, std::vector<double>(length, 1.0));
     std::vector<std::future<Status>> outcomes;
@@ -129,6 +138,13 @@ TEST(premultiplied_sums_use_each_members_own_factor) {
     }
     for (auto& outcome : outcomes) CHECK_OK(Outcome(outcome));
     for (int rank = 0; rank < 3; ++rank) CHECK(values[rank] == std::vector<double>(length, 4.5));
+  }
+}
+
+TEST(premultiplied_sums_use_each_members_own_factor) {
+  for (Way way : kWays) {
+    Team team(3, {}, way);
+    SumWithFactors(team);
   }
 }
 
@@ -213,8 +229,7 @@ TEST(all_to_all_of_unequal_pieces) {
   });
 }
 
-TEST(nobody_leaves_a_barrier_before_all_have_come) {
-  Team team(5, {9, 0.001});
+void EnterBarrier(Team& team) {
   std::atomic<int> num_entered{0};
   std::vector<std::future<Status>> outcomes;
   for (int rank = 0; rank < 5; ++rank) {
@@ -226,6 +241,13 @@ TEST(nobody_leaves_a_barrier_before_all_have_come) {
     }));
   }
   for (auto& outcome : outcomes) CHECK_OK(Outcome(outcome));
+}
+
+TEST(nobody_leaves_a_barrier_before_all_have_come) {
+  for (Way way : kWays) {
+    Team team(5, {9, 0.001}, way);
+    EnterBarrier(team);
+  }
 }
 
 TEST(rings_pass_through_each_host_once) {
@@ -264,23 +286,55 @@ TEST(what_does_not_fit_is_refused_on_the_spot) {
   CHECK_EQ(refused(collective), "root 2 of a group of 2");
 }
 
-TEST(a_death_within_any_collective_ends_it_everywhere) {
-  for (CollectiveKind kind : {CollectiveKind::kAllReduce, CollectiveKind::kBarrier}) {
-    Team team(3, {4, 0.001});
-    std::vector<Lists> values(3, Lists{Values(300000, 1)});
-    std::vector<std::future<Status>> outcomes;
-    for (int rank = 0; rank < 2; ++rank) {  // the third never comes
-      Collective mine;
-      mine.kind = kind;
-      mine.type = DataType::kInt64;
-      if (kind == CollectiveKind::kAllReduce) mine.in = mine.out = PiecesOf(values[rank]);
-      outcomes.push_back(team.Run(rank, [mine](Operation& op) { return RunCollective(op, mine); }));
-    }
-    team.net().Kill(2);
-    for (auto& outcome : outcomes) {
-      CHECK(Outcome(outcome).message().find("[elastic epoch 1, lost ranks 2]") != std::string::npos);
-    }
+void MissTheThird(CollectiveKind kind, Way way) {
+  Team team(3, {4, 0.001}, way);
+  std::vector<Lists> values(3, Lists{Values(300000, 1)});
+  std::vector<std::future<Status>> outcomes;
+  for (int rank = 0; rank < 2; ++rank) {  // the third never comes
+    Collective mine;
+    mine.kind = kind;
+    mine.type = DataType::kInt64;
+    if (kind == CollectiveKind::kAllReduce) mine.in = mine.out = PiecesOf(values[rank]);
+    outcomes.push_back(team.Run(rank, [mine](Operation& op) { return RunCollective(op, mine); }));
   }
+  team.net().Kill(2);
+  for (auto& outcome : outcomes) {
+    CHECK(Outcome(outcome).message().find("[elastic epoch 1, lost ranks 2]") != std::string::npos);
+  }
+}
+
+TEST(a_death_within_any_collective_ends_it_everywhere) {
+  for (Way way : kWays) {
+    for (CollectiveKind kind : {CollectiveKind::kAllReduce, CollectiveKind::kBarrier})
+      MissTheThird(kind, way);
+  }
+}
+
+// All collectives of a team that shares memory go through it; they meet again after an edit.
+TEST(survivors_share_memory_in_the_next_epoch) {
+  Team team(3, {}, Way::kSharedMemory);
+  const auto all_reduce = [&](int size) {
+    Trial trial(CollectiveKind::kAllReduce, 3);
+    std::vector<std::future<Status>> outcomes;
+    for (int rank = 0; rank < size; ++rank) {
+      trial.in[rank] = trial.out[rank] = {Fill(rank, 0, 40003)};
+      Collective mine = trial.collective;
+      mine.in = mine.out = PiecesOf(trial.out[rank]);
+      outcomes.push_back(team.Run(rank, [mine](Operation& op) {
+        CHECK(op.local() != nullptr);
+        return RunCollective(op, mine);
+      }));
+    }
+    for (auto& outcome : outcomes) CHECK_OK(Outcome(outcome));
+    for (int rank = 0; rank < size; ++rank) CHECK(trial.out[rank][0] == SumOver(size, 0, 40003));
+  };
+  all_reduce(3);
+  View next = *team.at(0).view();
+  next.epoch = 2;
+  next.members.pop_back();
+  team.at(0).Revoke("edited");
+  for (int rank = 0; rank < 2; ++rank) CHECK_OK(team.hub(rank).Install(team.at(rank), next));
+  all_reduce(2);
 }
 
 }  // namespace

@@ -17,14 +17,22 @@ namespace elastates {
 constexpr auto kPatience = std::chrono::seconds(60);
 constexpr double kLongS = 50;
 
+// How collectives travel: by the messages of the net, or through memory as between processes of one host.
+enum class Way { kMessages, kSharedMemory };
+
 // One group that all members of a net are in.
 class Team {
  public:
-  explicit Team(int size, LoopbackOptions options = {}) : net_(std::make_unique<LoopbackNet>(size, options)) {
+  explicit Team(int size, LoopbackOptions options = {}, Way way = Way::kMessages)
+      : net_(std::make_unique<LoopbackNet>(size, options)) {
+    if (way == Way::kSharedMemory) ShareMemory(size);
     View view;
     view.epoch = 1;
     for (int rank = 0; rank < size; ++rank) view.members.push_back(net_->member(rank));
-    for (int rank = 0; rank < size; ++rank) hubs_.push_back(std::make_unique<Hub>(net_->at(rank)));
+    for (int rank = 0; rank < size; ++rank) {
+      Neighbours* neighbours = neighbours_.empty() ? nullptr : neighbours_[rank].get();
+      hubs_.push_back(std::make_unique<Hub>(net_->at(rank), neighbours));
+    }
     for (int rank = 0; rank < size; ++rank) {
       Result<std::shared_ptr<QueuedGroup>> group = hubs_[rank]->MakeGroup("team", view);
       CHECK_OK(group.status());
@@ -50,6 +58,25 @@ class Team {
   }
 
  private:
+  void ShareMemory(int size) {
+    for (int rank = 0; rank < size; ++rank) {
+      Result<std::unique_ptr<Segment>> segment = Segment::Create(net_->member(rank).id);
+      CHECK_OK(segment.status());
+      segments_.push_back(std::move(segment).value());
+    }
+    const auto fd_of = [this](MemberId id) {
+      for (const auto& segment : segments_) {
+        if (segment->control().member == id) return segment->fd();
+      }
+      return -1;
+    };
+    for (const auto& segment : segments_) {
+      neighbours_.push_back(std::make_unique<Neighbours>(segment.get(), fd_of));
+    }
+  }
+
+  std::vector<std::unique_ptr<Segment>> segments_;
+  std::vector<std::unique_ptr<Neighbours>> neighbours_;
   std::unique_ptr<LoopbackNet> net_;
   std::vector<std::unique_ptr<Hub>> hubs_;
   std::vector<std::shared_ptr<QueuedGroup>> groups_;

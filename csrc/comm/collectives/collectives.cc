@@ -3,6 +3,7 @@
 #include <string>
 
 #include "comm/collectives/messages.h"
+#include "comm/shared/local_collectives.h"
 
 namespace elastates {
 namespace {
@@ -142,7 +143,9 @@ Status RunCollective(Operation& op, const Collective& collective) {
   const Status status = Check(op, collective);
   if (!status.ok()) return status;
   if (op.size() == 1) return RunAlone(collective);
-  return RunByMessages(op, collective).WithContext(NameOf(collective.kind));
+  LocalCollectives* local = op.local();
+  const Status outcome = local != nullptr ? local->Run(op, collective) : RunByMessages(op, collective);
+  return outcome.WithContext(NameOf(collective.kind));
 }
 
 }  // namespace elastates

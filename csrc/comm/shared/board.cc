@@ -52,7 +52,9 @@ Status Board::Bind(const KeepWaiting& check) {
       if (!slept.ok()) return slept;
     }
   }
-  return interruption();
+  Status interrupted = interruption();
+  is_bound_ = interrupted.ok();
+  return interrupted;
 }
 
 Result<bool> Board::TryBind(int rank) {

@@ -41,6 +41,7 @@ class Board {
 
   // Until all members have opened their boards for this epoch. Needed once, before the first step.
   Status Bind(const KeepWaiting& check);
+  bool is_bound() const { return is_bound_; }
 
   // What this process shows at its next arrival: kWindowBytes.
   char* window() const { return own_->window(slot_, step_ + 1); }
@@ -91,6 +92,7 @@ class Board {
   const uint32_t epoch_;
   const size_t slot_;
   uint32_t step_ = 0;
+  bool is_bound_ = false;
   std::vector<Seat> seats_;
 
   std::atomic<uint32_t> stop_{0};
