@@ -1,11 +1,51 @@
 #include "comm/endpoint.h"
 
+#include <cstdlib>
+
+#include "comm/links/random.h"
+
 namespace elastates {
+namespace {
+
+constexpr char kNoSharedMemory[] = "ELASWAVE_NO_SHARED_MEMORY";
+
+bool IsSet(const char* variable) {
+  const char* text = std::getenv(variable);
+  return text != nullptr && *text != '\0' && std::string(text) != "0";
+}
+
+Result<std::unique_ptr<Segment>> MakeSegment(LinkPoolOptions* options) {
+  if (IsSet(kNoSharedMemory)) return std::unique_ptr<Segment>();
+  if (options->id == 0) options->id = RandomId();
+  Result<std::unique_ptr<Segment>> segment = Segment::Create(options->id);
+  if (!segment.ok()) {
+    return segment.status().WithContext(std::string("no shared memory (") + kNoSharedMemory +
+                                        "=1 on all ranks of this host does without)");
+  }
+  options->segment_fd = segment.value()->fd();
+  return segment;
+}
+
+std::unique_ptr<Neighbours> MakeNeighbours(Segment* segment, LinkPool* links) {
+  if (segment == nullptr) return nullptr;
+  return std::make_unique<Neighbours>(segment, [links](MemberId peer) { return links->PeerSegmentFd(peer); });
+}
+
+}  // namespace
+
+Endpoint::Endpoint(std::unique_ptr<Segment> segment, std::unique_ptr<LinkPool> links)
+    : segment_(std::move(segment)),
+      links_(std::move(links)),
+      self_(links_->self()),
+      neighbours_(MakeNeighbours(segment_.get(), links_.get())),
+      hub_(*links_, neighbours_.get()) {}
 
 Result<std::shared_ptr<Endpoint>> Endpoint::Start(LinkPoolOptions options) {
+  Result<std::unique_ptr<Segment>> segment = MakeSegment(&options);
+  if (!segment.ok()) return segment.status();
   Result<std::unique_ptr<LinkPool>> links = LinkPool::Start(std::move(options));
   if (!links.ok()) return links.status();
-  return std::shared_ptr<Endpoint>(new Endpoint(std::move(links).value()));
+  return std::shared_ptr<Endpoint>(new Endpoint(std::move(segment).value(), std::move(links).value()));
 }
 
 Result<std::shared_ptr<QueuedGroup>> Endpoint::MakeGroup(const std::string& name, View view,

@@ -12,11 +12,15 @@
 #include "base/status.h"
 #include "comm/hub.h"
 #include "comm/link_pool.h"
+#include "comm/shared/neighbours.h"
+#include "comm/shared/segment.h"
 
 namespace elastates {
 
 class Endpoint {
  public:
+  // Makes the memory that this process shares with others of its host too, unless ELASWAVE_NO_SHARED_MEMORY=1
+  // is set (on all of them): then everything goes through sockets.
   static Result<std::shared_ptr<Endpoint>> Start(LinkPoolOptions options);
   ~Endpoint() { Close(); }
   Endpoint(const Endpoint&) = delete;
@@ -26,6 +30,7 @@ class Endpoint {
   Hub& hub() { return hub_; }
   const Hub& hub() const { return hub_; }
   const Member& self() const { return self_; }
+  Neighbours* neighbours() { return neighbours_.get(); }  // null without shared memory
 
   // A group of these members, in the order of their ranks; connects to those it is not connected to.
   Result<std::shared_ptr<QueuedGroup>> MakeGroup(const std::string& name, View view, double timeout_s);
@@ -36,12 +41,13 @@ class Endpoint {
   void Close();
 
  private:
-  explicit Endpoint(std::unique_ptr<LinkPool> links)
-      : links_(std::move(links)), self_(links_->self()), hub_(*links_) {}
+  Endpoint(std::unique_ptr<Segment> segment, std::unique_ptr<LinkPool> links);
   Status Connect(const View& view, double timeout_s);
 
+  const std::unique_ptr<Segment> segment_;
   std::unique_ptr<LinkPool> links_;
   const Member self_;
+  const std::unique_ptr<Neighbours> neighbours_;
   Hub hub_;
   std::once_flag closed_;
 };

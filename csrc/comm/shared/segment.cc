@@ -101,6 +101,7 @@ Result<size_t> Segment::OpenSlot(uint64_t group, uint32_t epoch) {
 }
 
 void Segment::CloseSlot(size_t slot) {
+  if (getpid() != control().pid) return;  // a forked child that cleans up must not close its parent's
   std::lock_guard<std::mutex> lock(mutex_);
   SlotEntry& entry = page()->slots[slot];
   Progress progress = Progress::Of(entry.progress.load());
