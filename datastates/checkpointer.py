@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from datastates import storage_ops
+from datastates.accounting import Accounts
 from datastates.capture import EVERYTHING, Captured, StateCapture
 from datastates.config import MB, CheckpointerConfig, CheckpointStats
 from datastates.coordination import Coordinator, prove_one_directory
@@ -25,25 +26,23 @@ from datastates.directory import CheckpointDirectory
 from datastates.errors import (
     ArenaExhaustedError,
     CheckpointError,
-    CheckpointSkipped,
     CoordinationError,
     RestoreError,
 )
 from datastates.gate import unwatch_optimizers, watch_optimizers
 from datastates.handle import Checkpoint
 from datastates.lifetime import EXIT_TIMEOUT_S, closed, opened
-from datastates.publishing import Volume
 from datastates.restore import Vote, restore
 from datastates.saving import SavePipeline
 from datastates.sight import events
 from datastates.sight.bus import emit, remove_sink, sinks
-from datastates.sight.events import Event, Origin
+from datastates.sight.events import Origin
 from datastates.sight.observed import observe
 from datastates.sight.sinks import open_event_file
 from datastates.sight.spans import span
 from datastates.sight.stalls import StallLog, StallReport
 from datastates.tiers.library import Library
-from datastates.tiers.replication import Replication, Report
+from datastates.tiers.replication import Replication
 
 logger = logging.getLogger("datastates")
 
@@ -79,13 +78,14 @@ class Checkpointer:
         self._capture = StateCapture(self._channel.rank, self.config.lazy)
         self.origin = Origin(str(self._directory.path), self._channel.rank)
         """Whose events these are."""
+        self._accounts = Accounts(self.config, self._directory, self.origin)
         self._library = Library(self._directory, self.config.replicate_to)
         self._replication = self._make_replication()
         self._pipeline = SavePipeline(
             self._directory,
             self.config,
             (self._coordinator.channel(), self._coordinator.channel()),
-            self._finished,
+            self._accounts.finished,
             self._replication,
         )
         self._event_file = open_event_file(self.config.events, self.origin, self._channel.num_ranks)
@@ -95,10 +95,7 @@ class Checkpointer:
         self._first_begun_s: float | None = None
         self._uncopied: collections.deque[Checkpoint] = collections.deque()  # as the training thread knows them
         self._lock = threading.Lock()
-        self._in_flight: dict[int, Checkpoint] = {}  # guarded by _lock, as all below
-        self._stats = CheckpointStats()
-        self._failures: list[CheckpointError] = []
-        self._consecutive_failures = 0
+        self._in_flight: dict[int, Checkpoint] = {}  # guarded by _lock
         self._ordinal = 0
         self._unusable: str | None = None
         self._closed = False
@@ -110,7 +107,7 @@ class Checkpointer:
         if not self.config.replicate_to:
             return None
         tiers, channel = self.config.replicate_to, self._coordinator.channel()
-        return Replication(tiers, self._library.store, channel, self.origin, self._replicated)
+        return Replication(tiers, self._library.store, channel, self.origin, self._accounts.replicated)
 
     # ---- taking checkpoints ----
 
@@ -140,16 +137,13 @@ class Checkpointer:
         self._first_begun_s = self._first_begun_s or time.monotonic()
         with span("checkpoint()", step):
             taken = self._checkpoint(step, state, metadata)
-        call_s = time.perf_counter() - begun
-        with self._lock:
-            stats = self._stats
-            self._stats = replace(stats, num_begun=stats.num_begun + 1, call_s_total=stats.call_s_total + call_s)
+        self._accounts.begun(time.perf_counter() - begun)
         return taken
 
     def _checkpoint(self, step: int, state: Mapping[str, Any], metadata: Mapping[str, Any] | None) -> Checkpoint:
         self._check_usable()
         try:
-            self._raise_due()
+            self._accounts.raise_due()
             begun_s = time.time(), time.monotonic()
             notes, captured = self._take(step, state, metadata)
         except Exception as error:
@@ -217,7 +211,7 @@ class Checkpointer:
             CheckpointError: a failure that is due.
         """
         self._land_all()
-        self._raise_due()
+        self._accounts.raise_due()
 
     def _land_all(self) -> None:
         with self._lock:
@@ -236,7 +230,7 @@ class Checkpointer:
         """
         if not self._closed:
             self._drain(None)
-            self._raise_due()
+            self._accounts.raise_due()
 
     def _drain(self, timeout_s: float | None) -> None:
         self._closed = True
@@ -349,9 +343,7 @@ class Checkpointer:
         if self._replication is not None:
             self._replication.restored(self._directory, step - 1, damaged)
         self._pipeline.forget_bases()
-        with self._lock:
-            self._failures.clear()
-            self._consecutive_failures = 0
+        self._accounts.begin_anew()
         if step and only is None:  # a part, or nothing at all, does not mend what a failed restore has left
             self._unusable = None
         return step, damaged
@@ -376,9 +368,9 @@ class Checkpointer:
 
     def stats(self) -> CheckpointStats:
         """Counters since construction."""
-        with self._lock:
-            retries = self._replication.num_retries() if self._replication is not None else 0
-            return replace(self._stats, arena_bytes=self._pipeline.arena_bytes(), num_replication_retries=retries)
+        retries = self._replication.num_retries() if self._replication is not None else 0
+        arena_bytes = self._pipeline.arena_bytes()
+        return replace(self._accounts.stats(), arena_bytes=arena_bytes, num_replication_retries=retries)
 
     def stall_report(self) -> StallReport:
         """How long training has waited for checkpoints, and why; ``print`` it, or look at its fields."""
@@ -416,12 +408,10 @@ class Checkpointer:
                     if checkpoint.safe_to_mutate.done():
                         with contextlib.suppress(ValueError):  # another thread's optimizer was faster
                             self._uncopied.remove(checkpoint)
-            with self._lock:
-                waited = self._stats.gate_wait_s_total + time.perf_counter() - begun
-                self._stats = replace(self._stats, gate_wait_s_total=waited)
-        self._raise_due()
+            self._accounts.waited(time.perf_counter() - begun)
+        self._accounts.raise_due()
 
-    # ---- accounting ----
+    # ---- what it takes, and how it ends ----
 
     def _refuse_if_full(self, size_bytes: int) -> None:
         if self.config.policy != "error" or self._channel.num_ranks > 1 or self._pipeline.has_room_for(size_bytes):
@@ -431,58 +421,6 @@ class Checkpointer:
             "often, enlarge arena_mb, or use policy='wait'"
         )
 
-    def _finished(self, checkpoint: Checkpoint, error: CheckpointError | None, volume: Volume) -> None:
-        """On the commit lane (or the plan lane, if it never got further)."""
-        elapsed_s = time.monotonic() - checkpoint.begun_s
-        with self._lock:
-            stats = self._stats
-            if error is None:
-                self._consecutive_failures = 0
-                self._stats = replace(
-                    stats,
-                    num_durable=stats.num_durable + 1,
-                    last_durable_step=checkpoint.step,
-                    last_durable_mb_s=volume.size_bytes / MB / elapsed_s,
-                    bytes_published_total=stats.bytes_published_total + volume.size_bytes,
-                    bytes_written_total=stats.bytes_written_total + volume.written_bytes,
-                    num_deltas=stats.num_deltas + volume.is_delta,
-                )
-            elif isinstance(error, CheckpointSkipped):
-                self._stats = replace(stats, num_skipped=stats.num_skipped + 1)
-            else:
-                self._consecutive_failures += 1
-                self._failures.append(error)
-                self._stats = replace(stats, num_failed=stats.num_failed + 1)
-        if error is not None and not isinstance(error, CheckpointSkipped):
-            logger.warning("%s (%s)", error, type(error).__name__)
-        if sinks:
-            emit(self._outcome(checkpoint, error, volume.size_bytes, elapsed_s))
-
-    def _outcome(
-        self, checkpoint: Checkpoint, error: CheckpointError | None, size_bytes: int, elapsed_s: float
-    ) -> Event:
-        origin, step = self.origin, checkpoint.step
-        if error is None:
-            path = str(self._directory.of_step(step))
-            return events.Published(origin, step=step, path=path, size_bytes=size_bytes, since_begun_s=elapsed_s)
-        if isinstance(error, CheckpointSkipped):
-            return events.Skipped(origin, step=step, reason=str(error))
-        kind = type(error).__name__
-        return events.Failed(origin, step=step, error=str(error), error_type=kind, since_begun_s=elapsed_s)
-
-    def _replicated(self, report: Report) -> None:
-        """On a tier's lane."""
-        with self._lock:
-            stats = self._stats
-            self._stats = replace(
-                stats,
-                num_replicated=stats.num_replicated + report.num_copied,
-                num_replications_failed=stats.num_replications_failed + report.num_failed,
-                num_replications_passed_over=stats.num_replications_passed_over + report.num_passed_over,
-                bytes_replicated_total=stats.bytes_replicated_total + report.sent_bytes,
-                last_replicated_step=report.step if report.num_copied else stats.last_replicated_step,
-            )
-
     def _landed(self, ordinal: int) -> Callable[[object], None]:
         """What takes a checkpoint off those in flight: not before its future says so, or wait() could miss it."""
 
@@ -491,22 +429,6 @@ class Checkpointer:
                 self._in_flight.pop(ordinal, None)
 
         return landed
-
-    def _raise_due(self) -> None:
-        """Raise what ``on_failure`` and ``max_consecutive_failures`` say must be raised now."""
-        with self._lock:
-            if not self._failures:
-                return
-            always = self._consecutive_failures >= self.config.max_consecutive_failures
-            last = self._failures[-1]
-            if not always:
-                self._failures.clear()
-        if always:
-            raise CheckpointError(
-                f"{self._consecutive_failures} checkpoints failed in a row; the last one: {last}"
-            ) from last
-        if self.config.on_failure == "raise":
-            raise last
 
     def _check_usable(self, for_restore: bool = False) -> None:
         if self._closed:
