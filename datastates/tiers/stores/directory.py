@@ -135,5 +135,8 @@ class DirectoryStore(Store):
         storage_ops.remove_tree(leaving)
 
     def sweep(self) -> None:
-        for leaving in self.path.glob(f"{LEAVING}*"):
+        left = list(self.path.glob(f"{LEAVING}*"))
+        if left:  # whoever renamed them may not have come to this
+            storage_ops.sync_directory(self.path)
+        for leaving in left:
             storage_ops.remove_tree(leaving)

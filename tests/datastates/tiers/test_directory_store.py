@@ -39,6 +39,20 @@ def test_a_commit_that_could_not_be_synced_is_synced_when_it_is_tried_again(
     assert store.listing() == {STEP: {"data": 4, "manifest.json": 8}}
 
 
+def test_what_is_swept_was_renamed_for_good(tmp_path: Path, done: Callable[[], list[tuple[str, str]]]) -> None:
+    """A removal whose sync failed is gone on with: a power cut must not undo the renaming but keep the rest."""
+    store = DirectoryStore(tmp_path / "tier")
+    store.put(f"{STEP}/manifest.json", b"manifest")
+    _elastates.set_fault("fsync", error=errno.EIO)
+    with pytest.raises(OSError, match=r"syncing directory .*tier: Input/output error"):
+        store.remove(STEP)
+    store.remove(STEP)
+    _elastates.start_recording()
+    store.sweep()
+    assert [op for op, _ in done()] == ["fsync_directory", "unlink", "rmdir"]
+    assert list(store.path.iterdir()) == []
+
+
 @pytest.mark.parametrize("operation", ["small_write", "small_fsync", "rename"])
 def test_a_small_file_that_cannot_be_put_leaves_nothing(tmp_path: Path, operation: str) -> None:
     store = DirectoryStore(tmp_path)
