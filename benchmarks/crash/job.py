@@ -44,6 +44,9 @@ class Job:
     num_ranks: int = 1
     stops_at: tuple[str, int] | None = None
     """(operation, which): in its only checkpoint it is held there, and the process ends as if it had been killed."""
+    tier: str | None = None
+    """A second directory that checkpoints are copied to."""
+    tier_keep_last: int | None = 2
     fails_at: tuple[str, int] | None = None
     """(operation, which): fails in its first checkpoint, once, with EIO."""
 
@@ -82,13 +85,20 @@ def empty_state() -> State:
     return state
 
 
-def play(job: Job, begun: Callable[[int], None], durable: Callable[[int], None]) -> None:
+def play(
+    job: Job,
+    begun: Callable[[int], None],
+    durable: Callable[[int], None],
+    replicated: Callable[[int], None] = lambda step: None,
+) -> None:
     """Do the job in this process.
 
     Args:
         job: what to do.
         begun: called with the step before each checkpoint.
-        durable: called with the step once it is durable, before anything else follows from that.
+        durable: called with the step once it is durable, before anything else follows from that; also of one that was
+            restored.
+        replicated: called with the step once its copy in the tier is said to be whole.
     """
     checkpoints = datastates.Checkpointer(
         job.directory,
@@ -96,21 +106,30 @@ def play(job: Job, begun: Callable[[int], None], durable: Callable[[int], None])
         full_every=job.full_every,
         write_backend=job.backend,
         on_failure="warn",
+        replicate_to=datastates.Tier(job.tier, keep_last=job.tier_keep_last, threads=1) if job.tier else None,
         **OPTIONS,
     )
-    if job.restores:
-        checkpoints.restore(state_of(0, 0, job.rank, job.num_ranks))
+    if job.restores and (next_step := checkpoints.restore(state := state_of(0, 0, job.rank, job.num_ranks))):
+        _tell_restored(next_step - 1, state, job, durable)
     _set_fault(job)
     for step in job.steps:
         begun(step)
         taken = checkpoints.checkpoint(step, state_of(step, job.generation, job.rank, job.num_ranks))
         taken.durable.add_done_callback(_telling(durable, step))
+        taken.replicated.add_done_callback(_telling(replicated, step))
         if job.stops_at is not None:
             _wait_until_held()
             return
         if not job.together:
             taken.durable.exception(60)
+            taken.replicated.exception(60)
     checkpoints.close()
+
+
+def _tell_restored(step: int, state: State, job: Job, durable: Callable[[int], None]) -> None:
+    """What a tier has brought back is durable here, too."""
+    if job.tier is not None and state["progress"]["generation"] == job.generation:
+        durable(step)
 
 
 def _telling(durable: Callable[[int], None], step: int) -> Callable[[Any], None]:
@@ -125,10 +144,15 @@ def _set_fault(job: Job) -> None:
     if (fault := job.stops_at or job.fails_at) is None:
         return
     operation, nth = fault
-    if operation == "fsync":  # the first checkpoint syncs the way to the directory before all else
-        device = Path(job.directory).stat().st_dev
-        nth += sum(parent.stat().st_dev == device for parent in Path(job.directory).parents)
+    if operation == "fsync":  # the first checkpoint syncs the way to the directory before all else, and to the tier's
+        nth += sum(_num_ancestors(Path(directory)) for directory in (job.directory, job.tier) if directory is not None)
     _elastates.set_fault(operation, nth=nth, hold=job.stops_at is not None, error=0 if job.stops_at else errno.EIO)
+
+
+def _num_ancestors(directory: Path) -> int:
+    """How many directories are above, on the same file system."""
+    device = directory.stat().st_dev
+    return sum(parent.stat().st_dev == device for parent in directory.parents)
 
 
 def _wait_until_held() -> None:

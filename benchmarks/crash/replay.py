@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.crash.disk import SYNCS, Disk
 from benchmarks.crash.power_loss import State, decisions, state
-from benchmarks.crash.runs import RUN, Run
+from benchmarks.crash.runs import Run
 from benchmarks.crash.verdict import Problem, judge, promise_at
 
 MEMORY = Path("/dev/shm")
@@ -86,7 +87,7 @@ def replay(
                 root = Path(scratch) / str(done.num_states)
                 root.mkdir()
                 found.write_to(root)
-                problems = judge(root / RUN, promise)
+                problems = judge(root / run.judged, promise)
                 shutil.rmtree(root)
                 done.num_states += 1
                 done.problems += [(f"{run.name}, {name}", problem) for problem in problems]
@@ -112,9 +113,16 @@ class Mutation:
     """Judged before."""
 
 
-def mutate(runs: Sequence[Run], states_per_moment: int, seed: int = 0) -> list[Mutation]:
-    """Leave out each fsync of the product in turn, wherever it is made, and look for a state that shows it."""
-    every = sorted({site for run in runs for site in sites(run)})
+def mutate(runs: Sequence[Run], states_per_moment: int, seed: int = 0, only: str = "") -> list[Mutation]:
+    """Leave out each fsync of the product in turn, wherever it is made, and look for a state that shows it.
+
+    Args:
+        runs: recorded ones; those with the fsync are tried in this order.
+        states_per_moment: at most.
+        seed: of the random ones.
+        only: a pattern; what the call site must begin with.
+    """
+    every = sorted({site for run in runs for site in sites(run) if re.match(only, site)})
     return [_mutation(site, [run for run in runs if site in sites(run)], states_per_moment, seed) for site in every]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from benchmarks.crash.log import Operation, load, merged
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUN = "runs/gpt"
 """The directory of checkpoints below a run's root."""
+TIER = "tiers/second/gpt"
+"""The directory that checkpoints are copied to, where they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +36,15 @@ class Run:
     log: Sequence[Operation]
     promised: Mapping[int, int] = field(default_factory=dict)
     """Durable before the log begins: step -> generation."""
+    elsewhere: Mapping[int, int] = field(default_factory=dict)
+    """What may come from a tier: step -> generation."""
     damaged: frozenset[int] = frozenset()
     """Steps whose damage the run was to find."""
     num_ranks: int = 1
+    judged: str = RUN
+    """The directory of checkpoints that must hold what was promised."""
+    told: str = "durable"
+    """The mark that promises: ``replicated`` where a tier is judged."""
 
 
 def saving(root: Path, backend: str = "threads") -> Run:
@@ -107,6 +116,44 @@ def failing(root: Path) -> Run:
     return Run(name="taking back a checkpoint", root=root, initial={}, log=merged(_record(root, [[before], [fails]])))
 
 
+def copying(root: Path) -> Run:
+    """Deltas copied to a second directory; the job is killed while retention renames there, and the next goes on.
+
+    The killed one syncs two directories here, and there those of writer.json, uploading.json, manifest and step.
+    """
+    directory, tier = _directory(root), str(root.resolve() / TIER)
+    before = Job(directory=directory, steps=(0, 1, 2), full_every=3, tier=tier)
+    killed = Job(
+        directory=directory,
+        steps=(3,),
+        restores=False,
+        keep_last=None,
+        tier=tier,
+        tier_keep_last=1,
+        stops_at=("fsync", 2 + 4 + 1),
+    )
+    after = Job(directory=directory, steps=(4, 5), generation=1, tier=tier)
+    return Run(
+        name="copying to a second directory",
+        root=root,
+        initial={},
+        log=merged(_record(root, [[before], [killed], [after]])),
+        judged=TIER,
+        told="replicated",
+    )
+
+
+def fetching(root: Path) -> Run:
+    """The directory is lost: a job fetches the newest checkpoint, a delta, from the second one, and goes on."""
+    directory, tier = _directory(root), str(root.resolve() / TIER)
+    _record(root, [[Job(directory=directory, steps=(0, 1, 2), full_every=3, tier=tier)]])
+    shutil.rmtree(root / "runs")
+    initial = _files_below(root)
+    logs = _record(root, [[Job(directory=directory, steps=(3, 4), keep_last=2, tier=tier)]], "again")
+    name = "fetching from a second directory"
+    return Run(name=name, root=root, initial=initial, log=merged(logs), elsewhere={1: 0, 2: 0})
+
+
 def all_runs(root: Path) -> list[Run]:
     """Every kind of run, below ``root``."""
     return [
@@ -116,6 +163,8 @@ def all_runs(root: Path) -> list[Run]:
         two_ranks(root / "two"),
         replacing(root / "replacing"),
         failing(root / "failing"),
+        copying(root / "copying"),
+        fetching(root / "fetching"),
         *(going_on(root / f"killed{number}", where) for number, where in enumerate(KILLED_AT)),
     ]
 

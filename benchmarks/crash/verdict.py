@@ -20,7 +20,7 @@ from benchmarks.crash.job import empty_state, found_steps, state_of, values
 from benchmarks.crash.runs import Run
 from datastates.providers.per_rank import PerRank
 
-_LEAVES = re.compile(r".*/\.old-step-(\d+)-[0-9a-f]+")
+_LEAVES = re.compile(r"\.old-step-(\d+)-[0-9a-f]+")
 
 
 @dataclass
@@ -50,21 +50,28 @@ class Problem:
 def promise_at(run: Run, moment_ns: int | None) -> Promise:
     """What a run had been told when the power went."""
     promise = Promise(durable=dict(run.promised), damaged=set(run.damaged), num_ranks=run.num_ranks)
-    promise.possible = {step: {generation} for step, generation in run.promised.items()}
+    promise.possible = {step: {generation} for step, generation in {**run.elsewhere, **run.promised}.items()}
     for done in run.log:
         if moment_ns is not None and done.began_ns >= moment_ns:
             break
-        if done.op == "rename" and (leaving := _LEAVES.fullmatch(done.destination)):
-            promise.durable.pop(int(leaving[1]), None)
+        if done.op == "rename" and (leaving := _leaves(done.destination, run)) is not None:
+            promise.durable.pop(leaving, None)
         elif done.op == "mark":
             what, step, generation = done.path.split()
             if what == "begun":
                 promise.possible.setdefault(int(step), set()).add(int(generation))
-            else:
+            elif what == run.told:
                 promise.durable[int(step)] = int(generation)
                 promise.damaged.discard(int(step))
     promise.newest = max([*promise.durable, -1])
     return promise
+
+
+def _leaves(destination: str, run: Run) -> int | None:
+    """The step that retention takes out of the directory that is judged, if that is what a rename does."""
+    directory, _, name = destination.rpartition("/")
+    found = _LEAVES.fullmatch(name) if directory == str(run.root.resolve() / run.judged) else None
+    return None if found is None else int(found[1])
 
 
 def judge(directory: Path, promise: Promise) -> list[Problem]:

@@ -50,7 +50,7 @@ def record(job: Job, log: Path, store: Path) -> None:
     if job.num_ranks > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=job.rank, world_size=job.num_ranks)
     with recording() as take:
-        play(job, lambda step: mark("begun", step, job), lambda step: mark("durable", step, job))
+        play(job, *(partial(mark, what, job=job) for what in ("begun", "durable", "replicated")))
         dump(take(), log)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.crash.runs import Run, deltas, going_on, replacing, saving, two_ranks
+from benchmarks.crash.runs import Run, deltas, fetching, going_on, replacing, saving, two_ranks
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +30,11 @@ def replacing_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="session")
 def going_on_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return going_on(tmp_path_factory.mktemp("going_on") / "root", "while retention renames")
+
+
+@pytest.fixture(scope="session")
+def fetching_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return fetching(tmp_path_factory.mktemp("fetching") / "root")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from benchmarks.crash import replay as replaying
 from benchmarks.crash.replay import mutate, replay
 from benchmarks.crash.runs import Run
 
-RUNS = ["saving_run", "deltas_run", "two_ranks_run", "replacing_run", "going_on_run"]
+RUNS = ["saving_run", "deltas_run", "two_ranks_run", "replacing_run", "going_on_run", "fetching_run"]
 
 
 @pytest.mark.parametrize("name", RUNS)
