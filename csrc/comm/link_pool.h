@@ -52,8 +52,8 @@ class LinkPool : public Messenger {
   virtual void ConnectLater(std::vector<Member> peers, double timeout_s,
                             std::function<void(Status)> done) = 0;
 
-  // The segment of a peer of this host; -1 if it has none. Stays open until Forget() or the pool's end, also
-  // when the peer is gone: what it wrote there can still be read.
+  // The segment of a peer of this host; -1 if it has none. Stays open when the peer is gone, until
+  // Forget() or the pool's end: what it wrote there can still be read.
   virtual int PeerSegmentFd(MemberId peer) const = 0;
 
   // True where ids could share memory with us and signal us: same host, over a unix socket.
@@ -67,8 +67,7 @@ class LinkPool : public Messenger {
   // with kDead follows. Ok if it has ended already; kInvalidArgument if it is not of this host or unknown.
   virtual Status Kill(MemberId peer) = 0;
 
-  // Closes what is held of a lost peer, its segment above all; it stays lost. A run of many deaths would else
-  // run out of descriptors.
+  // Closes the segment of a lost peer. Else the segments of the 64 that died last are kept.
   virtual void Forget(MemberId peer) = 0;
 
   // The highest epoch this process knows, told in every handshake from now on; and what the peer has told.

@@ -53,7 +53,10 @@ void Connection::OnReady(uint32_t events) {
 }
 
 void Connection::ReadAll() {
-  while (is_open() && ReadSome() == Progress::kMore) continue;
+  while (is_open()) {
+    const Progress progress = ReadSome();
+    if (progress == Progress::kDrained || progress == Progress::kBroken) return;
+  }
 }
 
 // One call for the rest of a payload and, behind it, the beginnings of what follows.
@@ -73,11 +76,13 @@ Connection::Progress Connection::ReadSome() {
     Break(received == 0 ? "it closed the connection" : std::strerror(static_cast<int>(-received)));
     return Progress::kBroken;
   }
+  const size_t asked = direct + buffer_.size() - buffer_end_;
   const size_t to_payload = std::min(direct, static_cast<size_t>(received));
   buffer_end_ += static_cast<size_t>(received) - to_payload;
   payload_done_ += to_payload;
   if (in_frame_ && payload_left() == 0) EndFrame();
-  return ConsumeBuffered() ? Progress::kMore : Progress::kBroken;
+  if (!ConsumeBuffered()) return Progress::kBroken;
+  return static_cast<size_t>(received) < asked ? Progress::kShort : Progress::kMore;
 }
 
 // Frames from the buffer, until it holds less than a header; false: broken.

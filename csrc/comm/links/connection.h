@@ -55,7 +55,8 @@ class Connection : public EventLoop::Handler {
   bool is_open() const { return static_cast<bool>(socket_); }
 
  private:
-  enum class Progress { kMore, kDrained, kBroken };
+  // kShort: less than asked for, so there is probably no more for now.
+  enum class Progress { kMore, kShort, kDrained, kBroken };
 
   Progress ReadSome();
   bool ConsumeBuffered();

@@ -14,7 +14,8 @@ Status EventLoop::Open() {
   if (!epoll_) return Status::FromErrno(errno, "making an epoll descriptor");
   wakeup_ = OwnedFd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wakeup_) return Status::FromErrno(errno, "making an eventfd");
-  return Watch(wakeup_.get(), EPOLLIN, nullptr);
+  // Edge-triggered: every write wakes the thread once, and nothing need be read.
+  return Watch(wakeup_.get(), EPOLLIN | EPOLLET, nullptr);
 }
 
 void EventLoop::Run(const Task& after_tasks) {
@@ -89,25 +90,16 @@ void EventLoop::Wait() {
   num_events_ = epoll_wait(epoll_.get(), events_.data(), static_cast<int>(events_.size()), wait_ms);
   for (event_ = 0; event_ < num_events_; ++event_) {
     const epoll_event& event = events_[static_cast<size_t>(event_)];
-    if (event.data.ptr == nullptr) continue;  // unwatched by a handler before it
-    if (event.data.ptr == this) {
-      DrainWakeups();
-    } else {
-      static_cast<Handler*>(event.data.ptr)->OnReady(event.events);
-    }
+    // Null: a wake-up, or unwatched by a handler before it.
+    if (event.data.ptr != nullptr) static_cast<Handler*>(event.data.ptr)->OnReady(event.events);
   }
   num_events_ = 0;
-}
-
-void EventLoop::DrainWakeups() {
-  uint64_t count = 0;
-  while (read(wakeup_.get(), &count, sizeof(count)) < 0 && errno == EINTR) continue;
 }
 
 Status EventLoop::Watch(int fd, uint32_t events, Handler* handler) {
   epoll_event event{};
   event.events = events;
-  event.data.ptr = handler != nullptr ? static_cast<void*>(handler) : this;
+  event.data.ptr = handler;
   if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) == 0) return Status::Ok();
   return Status::FromErrno(errno, "watching a descriptor");
 }

@@ -52,7 +52,8 @@ class EventLoop {
   // thread that posts it.
   void Close();
 
-  // Level-triggered. REQUIRES: Unwatch() before `fd` is closed.
+  // Level-triggered unless EPOLLET is among the events; null: to be woken is all. REQUIRES: Unwatch() before
+  // `fd` is closed.
   Status Watch(int fd, uint32_t events, Handler* handler);
   Status Rewatch(int fd, uint32_t events, Handler* handler);
   void Unwatch(int fd, Handler* handler);  // no call comes any more, not even one that was due
@@ -69,7 +70,6 @@ class EventLoop {
   void RunDueTimers();
   int MillisecondsToWait() const;
   void Wait();
-  void DrainWakeups();
 
   OwnedFd epoll_, wakeup_;
   bool stopped_ = false;

@@ -77,6 +77,7 @@ class Pool : public LinkPool, private Handshake::Host, private Link::Host {
   struct Facts {
     bool is_local = false;
     uint32_t epoch = 0;
+    bool is_dead = false;
     OwnedFd segment, pidfd;
   };
   struct ConnectCall {
@@ -136,6 +137,8 @@ class Pool : public LinkPool, private Handshake::Host, private Link::Host {
   void OnLinkEnded(MemberId peer, const std::string& why) override;
   void OnProcessEnded(MemberId peer);
   void Lose(Peer* peer, Loss loss, const std::string& why, const std::string& proof);
+  void Bury(Peer* peer);
+  void ForgetNow(MemberId id);
 
   const LinkPoolOptions options_;
   Member self_;
@@ -154,6 +157,7 @@ class Pool : public LinkPool, private Handshake::Host, private Link::Host {
   std::unordered_map<MemberId, Peer> peers_;
   std::unordered_set<MemberId> unflushed_;
   std::vector<ConnectCall> connects_;
+  std::deque<MemberId> dead_;  // whose segments are kept, the oldest first
   uint64_t next_connect_ = 0;
 
   mutable std::mutex mutex_;

@@ -297,6 +297,7 @@ Refusal Pool::CheckFurther(const Handshake& handshake) const {
 }
 
 Refusal Pool::Choose(const Handshake& handshake) {
+  strangers_.erase(std::remove(strangers_.begin(), strangers_.end(), &handshake), strangers_.end());
   if (handshake.hello().socket > 0) return CheckFurther(handshake);
   Peer* peer = FindOrAdd(handshake.peer().member);
   if (peer->is_lost) return Refusal::kLost;

@@ -5,6 +5,11 @@
 #include "comm/links/process.h"
 
 namespace elastates {
+namespace {
+
+constexpr size_t kMaxSegmentsOfDead = 64;
+
+}  // namespace
 
 void Pool::OnControl(MemberId peer, const std::string& content) {
   if (observer_.on_control) observer_.on_control(peer, content);
@@ -48,14 +53,33 @@ void Pool::Lose(Peer* peer, Loss loss, const std::string& why, const std::string
     }
     mailbox_.LosePeer(peer->member.id, peer->loss);
   }
-  if (peer->is_dead && peer->watch != nullptr) loop_.Discard(std::move(peer->watch));
+  if (peer->is_dead) Bury(peer);
   if (observer_.on_loss) observer_.on_loss(peer->member.id, loss, why, proof);
   CheckConnects();
+}
+
+// A job of many deaths must not run out of descriptors: the pidfds go at once, the segments of the oldest.
+void Pool::Bury(Peer* peer) {
+  if (peer->watch != nullptr) {
+    peer->watch->Stop();
+    loop_.Discard(std::move(peer->watch));
+  }
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    Facts& facts = facts_[peer->member.id];
+    facts.is_dead = true;
+    facts.pidfd = OwnedFd();
+  }
+  dead_.push_back(peer->member.id);
+  if (dead_.size() <= kMaxSegmentsOfDead) return;
+  ForgetNow(dead_.front());
+  dead_.pop_front();
 }
 
 Status Pool::Kill(MemberId id) {
   std::lock_guard<std::mutex> lock(mutex_);
   const auto found = facts_.find(id);
+  if (found != facts_.end() && found->second.is_dead) return Status::Ok();
   Member member;
   member.id = id;
   if (found == facts_.end() || !found->second.pidfd)
@@ -65,12 +89,16 @@ Status Pool::Kill(MemberId id) {
 
 void Pool::Forget(MemberId id) {
   loop_.Post([this, id] {
-    Peer* peer = has_ended_.load() ? nullptr : Find(id);
-    if (peer == nullptr || !peer->is_lost) return;
-    peer->watch.reset();
-    std::lock_guard<std::mutex> lock(mutex_);
-    facts_.erase(id);
+    const Peer* peer = has_ended_.load() ? nullptr : Find(id);
+    if (peer != nullptr && peer->is_lost) ForgetNow(id);
   });
+}
+
+// The pidfd of one that is lost and not dead stays: its death may yet be seen.
+void Pool::ForgetNow(MemberId id) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = facts_.find(id);
+  if (found != facts_.end()) found->second.segment = OwnedFd();
 }
 
 }  // namespace elastates
