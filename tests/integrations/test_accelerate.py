@@ -1,18 +1,22 @@
 """accelerate: what Accelerator.prepare returns goes into the state as it is."""
 
+import json
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from training import assert_same_bits, small_model
+from launching import Launcher
+from training import assert_same_bits
 
 import datastates
 
 import _elastates
+
+JOB = Path(__file__).with_name("accelerate_job.py")
 
 
 @pytest.fixture(autouse=True)
@@ -23,49 +27,25 @@ def no_state_outlives_its_test() -> Iterator[None]:
     GradientState._reset_state()
 
 
-class Loop:
-    """Eight batches, accumulated in pairs."""
-
-    def __init__(self, seed: int) -> None:
-        torch.manual_seed(seed)
-        self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
-        model = small_model(seed)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-        self.model, self.optimizer, self.scheduler = self.accelerator.prepare(model, optimizer, scheduler)
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "optimizer": self.optimizer,
-            "scheduler": self.scheduler,
-            "rng": datastates.rng_state(),
-        }
-
-    def step(self) -> None:
-        for _ in range(2):
-            with self.accelerator.accumulate(self.model):
-                self.accelerator.backward(self.model(torch.randn(4, 6)).square().mean())
-                self.optimizer.step()
-                self.scheduler.step()
-                self.optimizer.zero_grad()
-
-
 def test_prepared_objects_resume_bit_for_bit(tmp_path: Path) -> None:
-    whole = Loop(seed=1)
-    with datastates.Checkpointer(tmp_path, verify_immutability="full", on_failure="raise") as checkpoints:
-        for step in range(4):
-            whole.step()
-            if step < 2:
-                checkpoints.checkpoint(step, whole.state())
-    resumed = Loop(seed=2)
-    with datastates.Checkpointer(tmp_path) as checkpoints:
-        assert checkpoints.restore(resumed.state()) == 2
-    resumed.step()
-    resumed.step()
+    whole, resumed = runpy.run_path(str(JOB))["whole_and_resumed"](tmp_path)
     for name, value in whole.model.state_dict().items():
         assert_same_bits(resumed.model.state_dict()[name], value, name)
     assert resumed.scheduler.get_last_lr() == whole.scheduler.get_last_lr()
+
+
+def test_two_processes_resume_bit_for_bit(launch: Launcher, tmp_path: Path, free_port: int) -> None:
+    """The model is wrapped in DistributedDataParallel then; each process has batch statistics of its own."""
+    env = {"GLOO_SOCKET_IFNAME": "lo", "RES_OPTIONS": "timeout:1 attempts:1"}
+    for rank in launch.ranks(JOB, tmp_path / "run", num_ranks=2, port=free_port, env=env):
+        found = {name: json.loads(rank.wait_for(rf"^RESULT {name} (.*)$")[1]) for name in ("processes", "different")}
+        assert found == {"processes": 2, "different": []}
+        resumed, whole = json.loads(rank.wait_for(r"^RESULT rates (.*)$")[1])
+        assert resumed == whole
+        rank.wait()
+    manifest = datastates.open_checkpoint(tmp_path / "run").manifest
+    assert manifest.num_ranks == 2
+    assert "model.0.weight" in manifest.tensors
 
 
 def test_the_gate_knows_the_optimizer_inside_the_wrapper(tmp_path: Path) -> None:
