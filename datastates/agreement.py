@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from datastates.bulk import without_gc
 from datastates.capture import Captured, describe, undescribe
@@ -262,13 +262,3 @@ def make_save_plan(
             kinds.setdefault(piece.name, held[rank][piece.index])
     tensors = {name: TensorInfo(kinds[name].dtype, kinds[name].shape, tuple(found)) for name, found in shards.items()}
     return SavePlan(files, tensors, tensors_json(tensors), dict(aliases))
-
-
-def begin_problem(error: BaseException) -> str:
-    """A failure of this rank before the agreement, for the others to see."""
-    return f"{type(error).__name__}: {error}"
-
-
-def json_bytes(value: Any) -> bytes:
-    """Compact JSON."""
-    return json.dumps(value, separators=(",", ":")).encode()

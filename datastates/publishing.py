@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datastates import manifest, storage_ops
-from datastates.agreement import json_bytes
 from datastates.config import CheckpointerConfig
 from datastates.coordination import Channel
 from datastates.data_file import DataFilePlan
@@ -22,6 +21,7 @@ from datastates.errors import CheckpointError
 from datastates.retention import prune
 from datastates.save_job import SaveJob, as_checkpoint_error
 from datastates.sight.spans import span
+from datastates.telling import json_bytes
 
 
 class Volume(NamedTuple):

@@ -33,6 +33,7 @@ from datastates.saved import SavedCheckpoint, match, selected_section
 from datastates.sight.bus import emit, sinks
 from datastates.sight.events import DamageFound, Origin, RestoreFellBack
 from datastates.sight.spans import span
+from datastates.telling import error_text
 from datastates.tiers.library import LOCAL, Library, Place
 
 logger = logging.getLogger("datastates")
@@ -146,16 +147,14 @@ def apply_on_all(saved: SavedCheckpoint, vote: Vote, state: Mapping[str, Any]) -
 
 def half_overwritten(path: Path, error: Exception) -> RestoreError:
     """What to raise when restoring has failed with ``error`` and some tensors may have values of a checkpoint."""
-    return RestoreError(
-        f"{path}: the live state may be half overwritten and must not be trained ({type(error).__name__}: {error})"
-    )
+    return RestoreError(f"{path}: the live state may be half overwritten and must not be trained ({error_text(error)})")
 
 
 def half_restored(path: Path, error: Exception) -> RestoreError:
     """What to raise when tensors have been restored and taking Python values back has failed with ``error``."""
     return RestoreError(
         f"{path}: the tensors were restored, but not all Python values, so the state must not be trained "
-        f"({type(error).__name__}: {error})"
+        f"({error_text(error)})"
     )
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from datastates import manifest, storage_ops
-from datastates.agreement import Planner, begin_message, begin_problem, json_bytes, refusal
+from datastates.agreement import Planner, begin_message, refusal
 from datastates.bulk import without_gc
 from datastates.config import CheckpointerConfig
 from datastates.coordination import Channel
@@ -36,6 +36,7 @@ from datastates.sight.events import Agreed, ArenaAllocated, Copied, Origin, Subm
 from datastates.sight.spans import snapshot_is_of, span
 from datastates.sight.stalls import ChainReading
 from datastates.sight.timeline import Activity, Cause, Timeline
+from datastates.telling import error_text, json_bytes
 from datastates.tiers.replication import Replication
 
 import _elastates
@@ -160,7 +161,7 @@ class SavePipeline:
                 attempt = self._begin_attempt(checkpoint.step).name
             offered = self._bases.offer(checkpoint.ordinal, self._directory.path / attempt if attempt else None)
         except Exception as error:  # noqa: BLE001
-            problem = begin_problem(error)
+            problem = error_text(error)
         alone = self._channel.num_ranks == 1
         ready = policy == "wait" or self.has_room_for(self._planner.file_bytes(captured))
         bases = [base.step for base in offered]

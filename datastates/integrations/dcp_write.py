@@ -29,7 +29,6 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from datastates import manifest, storage_ops
-from datastates.agreement import json_bytes
 from datastates.config import CheckpointerConfig
 from datastates.data_file import DataFilePlan, plan_data_file
 from datastates.directory import CheckpointDirectory, data_file_name, objects_file_name
@@ -39,6 +38,7 @@ from datastates.integrations.dcp_objects import encode_item
 from datastates.manifest import DataFile, Manifest, ObjectsFile, Shard, TensorInfo
 from datastates.plan import Held, Piece
 from datastates.retention import prune
+from datastates.telling import json_bytes
 from oneflow_sbp import Box
 
 import _elastates
