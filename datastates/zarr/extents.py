@@ -48,7 +48,7 @@ class VerifiedBoxes:
             DamagedCheckpointError: an extent is not what was written; names file, range and tensors.
         """
         out = torch.empty(box.sizes, dtype=dtype_of(self._manifest.tensors[name].dtype))
-        plan = plan_load(self._manifest.tensors, [Target(name, out, box)])
+        plan = plan_load(self._manifest.tensors, [Target(name, out, box)], in_rows=False)
         for run in plan.runs:
             self._fill(run)
         for patch in plan.patches:

@@ -33,13 +33,14 @@ def grid(cuts: list[list[int]]) -> list[Box]:
 
 def write(directory: Path, values: torch.Tensor, boxes: list[Box], num_files: int) -> Manifest:
     """A checkpoint of one tensor, its boxes dealt out to files, one extent per box."""
+    shape = tuple(values.shape)
     contents = [bytearray(4096) for _ in range(num_files)]
     ends: list[list[int]] = [[] for _ in range(num_files)]
     shards = []
     for i, box in enumerate(boxes):
         file = i % num_files
         begin = len(contents[file])
-        contents[file] += values[box.relative_to(Box.whole(SHAPE))].contiguous().numpy().tobytes()
+        contents[file] += values[box.relative_to(Box.whole(shape))].contiguous().numpy().tobytes()
         ends[file].append(len(contents[file]))
         shards.append(Shard(file, begin, ends[file][-1], box))
     files = []
@@ -57,7 +58,7 @@ def write(directory: Path, values: torch.Tensor, boxes: list[Box], num_files: in
                 np.array(crcs, dtype=np.uint32),
             )
         )
-    return Manifest(0, num_files, {"t": TensorInfo("float32", SHAPE, tuple(shards))}, tuple(files), ())
+    return Manifest(0, num_files, {"t": TensorInfo("float32", shape, tuple(shards))}, tuple(files), ())
 
 
 def cuts_of(length: int) -> st.SearchStrategy[list[int]]:
@@ -97,6 +98,31 @@ def test_only_the_rows_that_are_wanted_are_read(tmp_path: Path) -> None:
     target = Target("t", torch.zeros(2, 5, 3), Box((3, 0, 0), (2, 5, 3)))
     plan = plan_load(manifest.tensors, [target])
     assert (len(plan.runs), len(plan.patches), runs(plan)) == (1, 0, 2 * 15 * 4)
+
+
+@pytest.mark.parametrize("of_shape", [(6, 1024), (3, 4, 512), (2, 3, 2, 300)])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_rows_of_some_length_need_no_buffer(tmp_path: Path, of_shape: tuple[int, ...], data: st.DataObject) -> None:
+    values = torch.arange(math.prod(of_shape), dtype=torch.float32).reshape(of_shape)
+    stored = grid([data.draw(st.sampled_from([[n], sorted({n // 2, n})])) for n in of_shape])
+    manifest = write(tmp_path, values, stored, 2)
+    begin, end = data.draw(st.sampled_from([(0, 200), (37, 300), (128, 256)]))
+    outer = [sorted(data.draw(st.tuples(st.integers(0, n - 1), st.integers(1, n)))) for n in of_shape[:-1]]
+    outer = [(a, max(b, a + 1)) for a, b in outer]
+    box = Box((*(a for a, _ in outer), begin), (*(b - a for a, b in outer), end - begin))
+    target = Target("t", torch.full(box.sizes, -1.0), box)
+    plan = plan_load(manifest.tensors, [target])
+    load(tmp_path, manifest, plan, threads=2, direct_io=False)
+    expected = values[box.relative_to(Box.whole(of_shape))].contiguous()
+    assert_same_bits(target.tensor, expected)
+    patched = plan_load(manifest.tensors, [target._replace(tensor=torch.full(box.sizes, -1.0))], in_rows=False)
+    load(tmp_path, manifest, patched, threads=2, direct_io=False)
+    assert not patched.rows
+    assert len(plan.patches) <= len(patched.patches)
+    if len(stored) == 1 and box.numel > end - begin:
+        assert plan.rows
+        assert not plan.patches
 
 
 def test_damage_names_file_range_and_tensor(tmp_path: Path) -> None:
