@@ -1,6 +1,8 @@
 """Elastic training: ranks die, the others go on.
 
 run = elaswave.join()                  # under elastates run, torchrun, srun or mpirun
+
+Importing it makes ``torch.distributed`` know the backend "elastic", as soon as torch is there.
 """
 
 from __future__ import annotations
@@ -8,20 +10,27 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from elaswave import _registration
+
 if TYPE_CHECKING:
     from elaswave.errors import ElasWaveError, LaunchError
     from elaswave.join import join
+    from elaswave.losses import PeerLost, lost
     from elaswave.run import Run
 
 # Imported when used: the launcher's processes and the command line need no torch.
 _HOMES = {
     "ElasWaveError": "elaswave.errors",
     "LaunchError": "elaswave.errors",
+    "PeerLost": "elaswave.losses",
     "Run": "elaswave.run",
     "join": "elaswave.join",
+    "lost": "elaswave.losses",
 }
 
-__all__ = ["ElasWaveError", "LaunchError", "Run", "join"]
+__all__ = ["ElasWaveError", "LaunchError", "PeerLost", "Run", "join", "lost"]
+
+_registration.register_with_torch()
 
 
 def __getattr__(name: str) -> object:

@@ -36,6 +36,8 @@ void BindFiles(py::module_& m);
 void BindActorBench(py::module_& m);
 void BindTrace(py::module_& m);
 void BindJson(py::module_& m);
+void BindComm(py::module_& m);
+void BindProcessGroup(py::module_& m);
 
 }  // namespace elastates
 

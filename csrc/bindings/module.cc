@@ -41,4 +41,6 @@ PYBIND11_MODULE(_elastates, m) {
   elastates::BindActorBench(m);
   elastates::BindTrace(m);
   elastates::BindJson(m);
+  elastates::BindComm(m);
+  elastates::BindProcessGroup(m);
 }

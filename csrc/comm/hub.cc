@@ -52,6 +52,7 @@ Result<std::shared_ptr<QueuedGroup>> Hub::MakeGroup(const std::string& name, Vie
     group = slot = std::make_shared<QueuedGroup>(messenger_, GroupId(name), name, std::move(view), announce);
     if (neighbours_ != nullptr) group->ShareMemory(neighbours_);
   }
+  Remember(*group->view());
   RevokeIfLost(*group);
   return group;
 }
@@ -65,7 +66,9 @@ void Hub::CloseGroup(const std::shared_ptr<QueuedGroup>& group) {
 
 Status Hub::Install(QueuedGroup& group, View view) {
   const Status status = group.Install(std::move(view));
-  if (status.ok()) RevokeIfLost(group);
+  if (!status.ok()) return status;
+  Remember(*group.view());
+  RevokeIfLost(group);
   return status;
 }
 
@@ -94,10 +97,16 @@ std::map<MemberId, LostMember> Hub::losses() const {
   return losses_;
 }
 
+void Hub::Remember(const View& view) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (const Member& member : view.members) known_.insert(member.id);
+}
+
 void Hub::Leave() {
   std::set<MemberId> peers;
-  for (const auto& group : LivingGroups()) {
-    for (const Member& member : group->view()->members) peers.insert(member.id);
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    peers = known_;
   }
   peers.erase(messenger_.self().id);
   for (MemberId peer : peers) SendControl(peer, kFarewellTopic, "");

@@ -63,8 +63,8 @@ class Hub {
   // later.
   std::map<MemberId, LostMember> losses() const;
 
-  // Says farewell to the members of all groups: losing this process no longer revokes theirs, unless an
-  // operation still needs it.
+  // Says farewell to all members that there ever was a group with: losing this process no longer revokes
+  // theirs, unless an operation still needs it.
   void Leave();
 
  private:
@@ -72,6 +72,7 @@ class Hub {
   void OnLoss(MemberId peer, Loss loss, const std::string& why, const std::string& proof);
   void OnRevokeMessage(const std::string& content);
   void RevokeIfLost(QueuedGroup& group);
+  void Remember(const View& view);
   // Tells the other members that a group is revoked.
   void Announce(const QueuedGroup& group, const View& view, const std::string& why);
   std::vector<std::shared_ptr<QueuedGroup>> LivingGroups() const;
@@ -83,7 +84,8 @@ class Hub {
   std::map<std::string, ControlHandler> control_handlers_;
   std::vector<LossHandler> loss_handlers_;
   std::map<MemberId, LostMember> losses_;
-  std::set<MemberId> has_left_;
+  std::set<MemberId> known_;     // members of groups, past ones included
+  std::set<MemberId> has_left_;  // who has said farewell
 };
 
 // What stands for a group in messages: a hash of its name.

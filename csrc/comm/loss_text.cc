@@ -13,7 +13,7 @@ std::string DescribeLoss(const View& view, const std::vector<int>& ranks, const 
   for (int rank : ranks) {
     const Member& member = view.members[rank];
     names += (names.empty() ? "" : ", ") + std::to_string(rank) + " (pid " + std::to_string(member.pid) +
-             " on " + member.host + ")";
+             " on " + member.host.substr(0, member.host.find('/')) + ")";
   }
   return std::string("lost rank") + (ranks.size() == 1 ? " " : "s ") + names + ": " + why +
          " [elastic epoch " + std::to_string(view.epoch) + ", lost ranks " + JoinRanks(ranks) + "]";

@@ -58,26 +58,6 @@ Status CheckLengths(const Collective& collective, int rank) {
                                                   std::to_string(out.count));
 }
 
-Status Check(const Operation& op, const Collective& collective) {
-  if (collective.root < 0 || collective.root >= op.size()) {
-    return Status(StatusCode::kInvalidArgument,
-                  "root " + std::to_string(collective.root) + " of a group of " + std::to_string(op.size()));
-  }
-  const Shape shape = ShapeOf(collective.kind, op.rank() == collective.root, op.size());
-  if (collective.in.size() != shape.in || collective.out.size() != shape.out) {
-    return Status(StatusCode::kInvalidArgument,
-                  std::string(NameOf(collective.kind)) + " in a group of " + std::to_string(op.size()) +
-                      " needs " + std::to_string(shape.in) + " inputs and " + std::to_string(shape.out) +
-                      " outputs, not " + std::to_string(collective.in.size()) + " and " +
-                      std::to_string(collective.out.size()));
-  }
-  if (Reduces(collective.kind)) {
-    const Status status = CheckReduction(collective.type, collective.reduction);
-    if (!status.ok()) return status;
-  }
-  return CheckLengths(collective, op.rank());
-}
-
 // A group of one: what it sends it also gets.
 Status RunAlone(const Collective& collective) {
   if (collective.in.empty() || collective.out.empty()) return Status::Ok();
@@ -139,8 +119,28 @@ const char* NameOf(CollectiveKind kind) {
   return kNames[static_cast<int>(kind)];
 }
 
+Status CheckCollective(int rank, int size, const Collective& collective) {
+  if (collective.root < 0 || collective.root >= size) {
+    return Status(StatusCode::kInvalidArgument,
+                  "root " + std::to_string(collective.root) + " of a group of " + std::to_string(size));
+  }
+  const Shape shape = ShapeOf(collective.kind, rank == collective.root, size);
+  if (collective.in.size() != shape.in || collective.out.size() != shape.out) {
+    return Status(StatusCode::kInvalidArgument,
+                  std::string(NameOf(collective.kind)) + " in a group of " + std::to_string(size) +
+                      " needs " + std::to_string(shape.in) + " inputs and " + std::to_string(shape.out) +
+                      " outputs, not " + std::to_string(collective.in.size()) + " and " +
+                      std::to_string(collective.out.size()));
+  }
+  if (Reduces(collective.kind)) {
+    const Status status = CheckReduction(collective.type, collective.reduction);
+    if (!status.ok()) return status;
+  }
+  return CheckLengths(collective, rank);
+}
+
 Status RunCollective(Operation& op, const Collective& collective) {
-  const Status status = Check(op, collective);
+  const Status status = CheckCollective(op.rank(), op.size(), collective);
   if (!status.ok()) return status;
   if (op.size() == 1) return RunAlone(collective);
   LocalCollectives* local = op.local();

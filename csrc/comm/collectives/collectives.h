@@ -52,9 +52,13 @@ struct Collective {
 
 const char* NameOf(CollectiveKind kind);
 
+// kInvalidArgument if the pieces do not fit a member of this rank in a group of this size, or the reduction
+// the type.
+Status CheckCollective(int rank, int size, const Collective& collective);
+
 // Does this member's part; to be called from the body of an operation. Pieces of `in` stay as they are, but
 // for those that are in `out` too. After an error `out` holds anything, and nothing else has been written to.
-// kInvalidArgument, before anything is sent, if the pieces do not fit the group or the reduction the type.
+// CheckCollective() comes first, before anything is sent.
 Status RunCollective(Operation& op, const Collective& collective);
 
 }  // namespace elastates

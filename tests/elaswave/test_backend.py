@@ -1,0 +1,57 @@
+"""Backend "elastic" against gloo in the same processes, and what a death does to it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from launching import Launcher
+
+JOB = Path(__file__).parent / "backend_job.py"
+
+
+def run_job(launch: Launcher, port: int, *scenarios: str, num_ranks: int) -> list[list[dict[str, Any]]]:
+    """Every rank's results, in order; the job must succeed."""
+    ranks = launch.ranks(JOB, *scenarios, num_ranks=num_ranks, port=port)
+    for rank in ranks:
+        rank.wait(timeout_s=110)
+    return [results_of(rank.output) for rank in ranks]
+
+
+def results_of(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in re.findall(r"^RESULT \d+ (.*)$", output, re.MULTILINE)]
+
+
+def test_every_operation_gives_what_gloo_gives(launch: Launcher, free_port: int) -> None:
+    results = run_job(launch, free_port, "operations", "against_numbers", num_ranks=3)
+    assert results == [[{"num_cases": 3 * (4 * 13 + 4 * 22) + 4}, {"passed": True}]] * 3
+
+
+def test_what_cannot_be_done_is_refused_and_the_group_lives_on(launch: Launcher, free_port: int) -> None:
+    for (refused,) in run_job(launch, free_port, "refusals", num_ranks=2):
+        assert refused["after"] == [2.0] * 3
+        for text, expected in zip(
+            refused["texts"],
+            (
+                "sparse tensors are not supported",
+                "there is no reduction bxor of float32",
+                "there is no reduction of them",
+                "all-gather from 4 elements to 6",
+                "expected 2 split sizes, got 3",
+                "meta",
+            ),
+            strict=True,
+        ):
+            assert expected in text
+
+
+def test_a_killed_rank_is_named_to_all_who_wait(launch: Launcher, free_port: int) -> None:
+    *survivors, victim = launch.ranks(JOB, "killed", num_ranks=4, port=free_port)
+    victim.wait(expect=-9)
+    for rank, survivor in enumerate(survivors):
+        survivor.wait()
+        (told,) = results_of(survivor.output)
+        expected = {"all_reduce": [[3], 1], "barrier": [[3], 1]}
+        if rank == 0:
+            expected["sub"] = [[1], 1]  # in a group of two, it was rank 1
+        assert told["failures"] == expected
