@@ -42,6 +42,7 @@ class LinkPool : public Messenger {
   static Result<std::unique_ptr<LinkPool>> Start(LinkPoolOptions options);
 
   // Completes what is posted with kCancelled, ends the thread and closes all; peers see this member as lost.
+  // In a forked child, which has no part in the links, it does nothing.
   ~LinkPool() override = default;
 
   // Until there is a link to every peer; those that are there already cost nothing. Both sides call it for

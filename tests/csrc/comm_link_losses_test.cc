@@ -39,6 +39,7 @@ class Puppet {
       if (word == "report") Say(Report(&words));
       if (word == "forget") Say(Forget(&words));
       if (word == "fork") Say(Fork());
+      if (word == "fork_and_destroy") Say(ForkAndDestroy());
     }
   }
 
@@ -132,6 +133,19 @@ class Puppet {
       _exit(0);
     }
     return std::to_string(pid);
+  }
+
+  // A child that ends as a program does, its copy of the pool first.
+  std::string ForkAndDestroy() {
+    const pid_t pid = fork();
+    if (pid == 0) {
+      const int reused = dup(STDIN_FILENO);  // gets the number of a socket that the child has closed
+      pool_.reset();
+      _exit(fcntl(reused, F_GETFD) >= 0 ? 0 : 1);
+    }
+    int status = 0;
+    waitpid(pid, &status, 0);
+    return status == 0 ? "ok" : "the child ended with " + std::to_string(status);
   }
 
   static constexpr size_t kBytes = 70000;
@@ -237,6 +251,14 @@ TEST(a_forked_child_does_not_keep_the_links_of_its_parent) {
   job.at(0).Signal(SIGKILL);
   CHECK(Contains(job.at(1).Ask("expect_loss"), "unreachable: "));
   CHECK_EQ(kill(child, SIGKILL), 0);  // it was there all the time
+}
+
+TEST(a_forked_child_that_ends_leaves_the_links_alone) {
+  Job job({"here", "there"});
+  CHECK_EQ(job.at(0).Ask("fork_and_destroy"), "ok");
+  CHECK_EQ(job.at(1).Ask("receive " + job.handles[0] + " 2"), "ok");
+  CHECK_EQ(job.at(0).Ask("send " + job.handles[1] + " 2 live"), "ok");
+  CHECK_EQ(job.at(1).Ask("outcome"), "ok");
 }
 
 TEST(many_processes_link_all_with_all_at_once) {

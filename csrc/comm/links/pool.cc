@@ -118,8 +118,23 @@ void Pool::Run() {
 }
 
 Pool::~Pool() {
+  if (getpid() != self_.pid) {
+    Abandon();
+    return;
+  }
   loop_.Post([this] { loop_.Stop(); });
   thread_.Join();
+}
+
+// In a forked child: its copies of the sockets are closed already, the thread is not there, and what has
+// their numbers now is not ours to close. So whatever would is left as it is.
+void Pool::Abandon() {
+  static auto* left = new std::vector<std::shared_ptr<void>>;
+  left->push_back(std::make_shared<decltype(thread_)>(std::move(thread_)));
+  left->push_back(std::make_shared<decltype(peers_)>(std::move(peers_)));
+  left->push_back(std::make_shared<decltype(handshakes_)>(std::move(handshakes_)));
+  left->push_back(std::make_shared<decltype(listeners_)>(std::move(listeners_)));
+  left->push_back(std::make_shared<decltype(listening_)>(std::move(listening_)));
 }
 
 // Peers are told, as far as their sockets take it at once, that this is no accident.

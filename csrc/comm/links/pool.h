@@ -92,6 +92,7 @@ class Pool : public LinkPool, private Handshake::Host, private Link::Host {
   Status ListenOnTcp();
   void Run();
   void Shutdown(const Status& why);
+  void Abandon();
   void FlushLinks();
   Status CheckPost(MemberId peer, const MessageAddress& address);
   Link* LinkTo(MemberId peer);

@@ -73,7 +73,7 @@ void Pool::StartConnect(std::vector<Member> peers, double timeout_s, std::functi
   for (const Member& member : peers) {
     if (member.id == self_.id) continue;
     call.peers.push_back(member.id);
-    FindOrAdd(member);
+    FindOrAdd(member)->final_failure.clear();
   }
   const std::vector<MemberId> ids = call.peers;
   call.deadline = loop_.RunAfter(timeout_s, [this, id = ++next_connect_] {
@@ -137,7 +137,6 @@ Status Pool::Outcome(const ConnectCall& call, bool is_late) const {
 void Pool::StartDialling(Peer* peer) {
   if (peer->is_dialling || peer->is_lost || peer->link != nullptr) return;
   peer->is_dialling = true;
-  peer->final_failure.clear();
   if (self_.id < peer->member.id) return DialTurn(peer->member.id);
   DialAgainLater(peer, kHeadStart_s);
 }
@@ -148,8 +147,9 @@ void Pool::DialAgainLater(Peer* peer, double delay_s) {
 
 void Pool::DialTurn(MemberId id) {
   Peer* peer = Find(id);
+  if (!IsWanted(id)) return StopDialling(peer);
+  DialAgainLater(peer, kBetweenDials_s);  // first: the attempt may end the call that wants it
   if (peer->link == nullptr) DialNext(peer);
-  DialAgainLater(peer, kBetweenDials_s);
 }
 
 // One address after the other, each again once its last attempt has ended.
@@ -277,6 +277,7 @@ Greeting Pool::MakeGreeting() {
 
 Refusal Pool::CheckHello(const Handshake& handshake) {
   if (handshake.hello().socket > 0) return CheckFurther(handshake);
+  if (handshake.peer().member.id == self_.id) return Refusal::kWrongMember;
   const Peer* peer = Find(handshake.peer().member.id);
   if (peer == nullptr) return Refusal::kNone;
   if (peer->is_lost) return Refusal::kLost;
