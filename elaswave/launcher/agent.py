@@ -34,13 +34,20 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
 
 
-def run(options: Options) -> int:
-    """Be this node's agent until the job is over; returns the exit status."""
+def run(options: Options, *, is_shim: bool = False) -> int:
+    """Be this node's agent until the job is over; returns the exit status.
+
+    Args:
+        options: what to run.
+        is_shim: torchrun started this process as a rank (elaswave/shim.py): the worker is that rank and keeps what
+            torchrun has put into the environment.
+    """
     # The workers are in sessions of their own and could not read the terminal; what they read is empty.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    with Console(f"elastates {options.node_rank}") as console:
+    name = "elaswave.shim" if is_shim else "elastates"
+    with Console(f"{name} {options.node_rank}") as console:
         try:
-            return asyncio.run(Agent(options, console).run())
+            return asyncio.run(Agent(options, console, is_shim=is_shim).run())
         except LaunchError as error:
             console.say(str(error))
             return exits.NOT_MET
@@ -52,11 +59,11 @@ def run(options: Options) -> int:
 class Agent:
     """One per node. All methods run on the event loop's thread."""
 
-    def __init__(self, options: Options, console: Console) -> None:
-        self._options, self._console = options, console
+    def __init__(self, options: Options, console: Console, *, is_shim: bool) -> None:
+        self._options, self._console, self._is_shim = options, console, is_shim
         self._secret = options.secret or secrets.token_hex(32)
         self._staff = Staff(console, self._has_ended)
-        self._links = Links(options, self._secret, self, console.say)
+        self._links = Links(options, self._secret, self, complain=console.say, spawn=self._spawn)
         self._over = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._num_started = 0  # processes in place of dead ones
@@ -88,6 +95,9 @@ class Agent:
         status = self._roster.exit_status(self._options.min_ranks) if self._status is None else self._status
         finished = f"{self._roster.num_finished()} of {self._job.num_ranks} ranks finished"
         self._console.say(f"{finished}; exit status {status}")
+        if self._options.result_dir:
+            self._options.result_dir.mkdir(parents=True, exist_ok=True)
+            (self._options.result_dir / f"node-{self._node}").write_text(f"{status}\n")
         return status
 
     async def _meet(self, store_port: int) -> None:
@@ -108,7 +118,7 @@ class Agent:
 
     async def _open(self) -> None:
         desk = Desk(self._staff, self._roster, self._node, tell=self._tell, fence=self._fence, say=self._console.say)
-        self._door = door.Door(f"elastates-{self._job.job}-{self._node}", desk.answer, self._staff.hung_up)
+        self._door = door.Door(f"elastates-{self._job.job}-{self._node}", desk.answer, self._staff.hung_up, self._spawn)
         await self._door.open()
         timeouts = self._options.timeouts
         where = f"node {self._node} of {len(self._job.nodes)}, {self._job.num_ranks} ranks in all"
@@ -117,15 +127,16 @@ class Agent:
             self._staff, self._roster, timeouts, self._node, tell=self._tell, say=self._console.say, spawn=self._spawn
         )
         self._spawn(watch.run())
+        self._links.begin()
 
     async def _close(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._staff.end()
         await self._links.close()
         if hasattr(self, "_door"):
-            await self._door.close()
+            self._door.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # ---- starting ---------------------------------------------------------------------------------------------------
 
@@ -138,7 +149,9 @@ class Agent:
         token = draw_token()
         out, err = plan.rank_logs(self._options.log_dir, rank=rank, attempt=attempt)
         env = self._rank_environment(rank, attempt) | self._job_environment(token)
-        command = plan.worker_command(self._options)
+        command = (
+            plan.leashed_command(self._options) if self._options.is_leashed else plan.worker_command(self._options)
+        )
         worker = WorkerPlan(title=f"rank {rank}", command=command, env=env, out=out, err=err)
         process = await self._staff.start(worker, token=token, rank=rank, attempt=attempt)
         self._tell(Started(rank=rank, node=self._node, attempt=attempt, pid=process.worker.pid))
@@ -155,6 +168,8 @@ class Agent:
         self._tell_spares()
 
     def _rank_environment(self, rank: int, attempt: int) -> dict[str, str]:
+        if self._is_shim:
+            return {}
         ranks = self._job.ranks_of(self._node)
         return plan.rank_environment(
             self._job,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 LINE_LIMIT_BYTES = 1 << 20
 BACKLOG_LIMIT_BYTES = 8 << 20  # of a peer that reads nothing: it is stopped or gone, and memory is not for it to use
 
 Message = dict[str, Any]
+Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+"""Starts a task of the agent; if it fails, so does the agent."""
 
 
 class Channel:
@@ -44,6 +47,11 @@ class Channel:
         if not isinstance(message, dict):
             raise ValueError(f"expected a JSON object, got {line[:80]!r}")
         return message
+
+    @property
+    def has_ended(self) -> bool:
+        """The other side has hung up, and everything it sent was received."""
+        return self._reader.at_eof()
 
     def close(self) -> None:
         """Send what is queued, then close; does not wait."""

@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Callable
 
-from elaswave.launcher.channel import LINE_LIMIT_BYTES, Channel, Message
+from elaswave.launcher.channel import LINE_LIMIT_BYTES, Channel, Message, Spawn
 
 Answer = Callable[[Channel, int, Message], None]
 """(connection, pid of the process at its other end, message); raises ValueError to refuse and hang up."""
@@ -26,33 +26,27 @@ def address(name: str) -> str:
 class Door:
     """Accepts connections until closed."""
 
-    def __init__(self, name: str, answer: Answer, gone: Callable[[Channel], None]) -> None:
-        """``gone`` is called once for each connection that ends, by whichever side."""
-        self.name, self._answer, self._gone = name, answer, gone
+    def __init__(self, name: str, answer: Answer, gone: Callable[[Channel], None], spawn: Spawn) -> None:
+        """``gone`` is called once for each connection that ends, by whichever side; ``spawn`` starts a task."""
+        self.name, self._answer, self._gone, self._spawn = name, answer, gone, spawn
         self._server: asyncio.Server | None = None
-        self._serving: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Start to listen."""
-        self._server = await asyncio.start_unix_server(self._serve, path=f"\0{self.name}", limit=LINE_LIMIT_BYTES)
+        self._server = await asyncio.start_unix_server(self._accept, path=f"\0{self.name}", limit=LINE_LIMIT_BYTES)
 
-    async def close(self) -> None:
-        """Hang up on everybody."""
+    def close(self) -> None:
+        """Let nobody in any more; connections end with the tasks that serve them."""
         if self._server:
             self._server.close()
-        for task in self._serving:
-            task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
-        self._serving.add(task)
-        channel = Channel(reader, writer)
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._spawn(self._serve(Channel(reader, writer)))
+
+    async def _serve(self, channel: Channel) -> None:
         try:
-            await self._listen(channel, *_peer(writer))
+            await self._listen(channel, *_peer(channel.writer))
         finally:
-            self._serving.discard(task)
             self._gone(channel)
             channel.close()
 

@@ -18,12 +18,12 @@ import contextlib
 import dataclasses
 import socket
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 from elaswave.errors import LaunchError
 from elaswave.launcher import handshake
-from elaswave.launcher.channel import LINE_LIMIT_BYTES, Channel, Message
+from elaswave.launcher.channel import LINE_LIMIT_BYTES, Channel, Message, Spawn
 from elaswave.launcher.options import Options
 from elaswave.launcher.plan import Job, Node, job_from_wire, job_to_wire
 
@@ -63,16 +63,27 @@ class _Link:
 class Links:
     """This agent's connections to the others. Used from the event loop's thread."""
 
-    def __init__(self, options: Options, secret: str, hearer: Hearer, complain: Callable[[str], None]) -> None:
-        self._options, self._secret, self._hearer, self._complain = options, secret, hearer, complain
+    def __init__(
+        self, options: Options, secret: str, hearer: Hearer, *, complain: Callable[[str], None], spawn: Spawn
+    ) -> None:
+        """``spawn`` starts a task and does not let its failure go unnoticed."""
+        self._options, self._secret, self._hearer = options, secret, hearer
+        self._complain, self._spawn = complain, spawn
+        self._is_ready = asyncio.Event()  # the hearer knows the job: what comes earlier waits in its connection
         self._links: dict[int, _Link] = {}
         self._changed = asyncio.Condition()
         self._job: Job | None = None
         self._me: Node
         self._waiting: dict[int, tuple[Node, Channel]] = {}  # met, and not answered yet
         self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._is_closing = False
+
+    def begin(self) -> None:
+        """Let the hearer hear, what came during the meeting first."""
+        for link in self._links.values():
+            link.heard_at_s = time.monotonic()
+        self._is_ready.set()
+        self._spawn(self._beat())
 
     # ---- afterwards -------------------------------------------------------------------------------------------------
 
@@ -97,12 +108,10 @@ class Links:
         if self._server:
             self._server.close()
         self.send_all({"bye": self._me.node})
-        for link in self._links.values():
+        for link in list(self._links.values()):
             with contextlib.suppress(TimeoutError, ConnectionError):
                 await asyncio.wait_for(link.channel.writer.drain(), RETRY_S)
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            link.channel.close()
 
     # ---- meeting ----------------------------------------------------------------------------------------------------
 
@@ -125,7 +134,6 @@ class Links:
                     await self._changed.wait_for(self._is_complete)
         except TimeoutError:
             raise LaunchError(self._who_is_missing()) from None
-        self._spawn(self._beat())
         assert self._job
         return Met(job=self._job, node=self._me.node, history=history)
 
@@ -210,40 +218,45 @@ class Links:
         own_port: int = self._server.sockets[0].getsockname()[1]
         return own_port
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
-        self._tasks.add(task)
-        channel = Channel(reader, writer)
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._spawn(self._serve(Channel(reader, writer)))
+
+    async def _serve(self, channel: Channel) -> None:
         try:
             await handshake.accepting(channel, self._secret)
             await self._let_in(channel, await channel.receive() or {})
         except (ValueError, KeyError, TypeError) as error:  # it is no agent of this version
             channel.send({"error": str(error)})
-            self._complain(f"refused {writer.get_extra_info('peername')}: {error}")
+            self._complain(f"refused {channel.writer.get_extra_info('peername')}: {error}")
         finally:
-            self._tasks.discard(task)
             channel.close()
 
     async def _let_in(self, channel: Channel, message: Message) -> None:
         if "meet" in message:
+            if self._job:
+                await self._is_ready.wait()
             node = self._take_in(channel, Node(**message["meet"]), joins=bool(message.get("joins")))
         elif "link" in message:
             newcomer = Node(**message["link"])
             node = newcomer.node
-            if self._job and node not in self._job.nodes:
-                self._job = self._job.with_node(newcomer)
-                self._hearer.agent_arrived(newcomer)
             self._add(node, channel)
+            if node >= self._options.num_nodes:  # a late one, which has met another agent
+                await self._is_ready.wait()
+                self._take_note_of(newcomer)
         else:
             raise ValueError(f"expected meet or link, got {message!r}")
         async with self._changed:
             self._changed.notify_all()
         await self._read(node, channel)
 
+    def _take_note_of(self, newcomer: Node) -> list[Message]:
+        assert self._job
+        self._job = self._job.with_node(newcomer)
+        return self._hearer.agent_arrived(newcomer)
+
     def _take_in(self, channel: Channel, node: Node, *, joins: bool) -> int:
         if self._job is None:
-            if joins or not 0 < node.node < self._options.num_nodes or node.node in self._waiting:
+            if joins or not 0 < node.node < self._options.num_nodes or self._is_waiting(node.node):
                 raise ValueError(f"node {node.node} (joins: {joins}) is not one of those that this job waits for")
             self._waiting[node.node] = (node, channel)
             return node.node
@@ -253,17 +266,21 @@ class Links:
         number = max(self._job.nodes) // self._options.num_nodes * self._options.num_nodes
         number += self._options.num_nodes + self._me.node
         node = dataclasses.replace(node, node=number, num_workers=0)
-        self._job = self._job.with_node(node)
-        history = self._hearer.agent_arrived(node)
+        history = self._take_note_of(node)
         channel.send({"met": job_to_wire(self._job), "you": number, "me": self._me.node, "history": history})
         self._add(number, channel)
         return number
+
+    def _is_waiting(self, node: int) -> bool:
+        """Whether an agent that was met is still there; one that was started again may come again."""
+        return node in self._waiting and not self._waiting[node][1].has_ended
 
     def _add(self, node: int, channel: Channel) -> None:
         self._links[node] = _Link(channel, time.monotonic())
 
     async def _read(self, node: int, channel: Channel) -> None:
         """Until its end."""
+        await self._is_ready.wait()
         why = "its connection ended"
         try:
             while message := await channel.receive():
@@ -295,8 +312,3 @@ class Links:
                 silent_s = time.monotonic() - link.heard_at_s
                 if silent_s > timeouts.failure_timeout_s:
                     self._lose(node, link.channel, f"nothing came from it for {silent_s:.1f} s")
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

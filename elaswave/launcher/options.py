@@ -54,6 +54,10 @@ class Options:
     """what follows from --failure-timeout-s"""
     log_dir: Path | None = None
     """where each rank's output goes, beside the terminal"""
+    result_dir: Path | None = None
+    """where the agent leaves the job's exit status, in a file named after its node"""
+    is_leashed: bool = False
+    """the kernel kills the workers when this agent is killed"""
     witness: str = ""
     """what breaks an exact tie of a partition, passed on to the ranks; empty: nothing does"""
     secret: str = ""
@@ -106,6 +110,8 @@ def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str]
             meeting_points=tuple(filter(None, words.master.split(","))),
             timeouts=Timeouts(words.failure_timeout_s),
             log_dir=words.log_dir,
+            result_dir=words.result_dir,
+            is_leashed=words.leash,
             witness=words.witness,
             secret=environment.get("ELASWAVE_SECRET", ""),
         )
@@ -151,6 +157,12 @@ def _parser() -> argparse.ArgumentParser:
         help="silence after which a process counts as failed; all other times follow from it and are printed (30)",
     )
     add("--log-dir", type=Path, metavar="DIR", help="write each rank's output to files there, and here with its rank")
+    add("--result-dir", type=Path, metavar="DIR", help="leave the exit status there, in a file node-N")
+    add(
+        "--leash",
+        action="store_true",
+        help="workers are killed with this agent (they would go on), for resource managers that know only the agent",
+    )
     add("--witness", default="", metavar="WHAT", help="breaks an exact tie of a partition: a lock file all nodes see")
     add("--module", "-m", action="store_true", help="SCRIPT is a module's name, as with python -m")
     add("script", metavar="SCRIPT", help="Python program to run on every rank")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,12 @@ def rank_logs(log_dir: Path | None, *, rank: int, attempt: int) -> tuple[Path | 
 def worker_command(options: Options) -> tuple[str, ...]:
     """The script under this interpreter; unbuffered, since what a killed process had buffered is lost."""
     return (sys.executable, "-u", *(("-m",) if options.is_module else ()), *options.command)
+
+
+def leashed_command(options: Options) -> tuple[str, ...]:
+    """The same, but ended by the kernel when this process ends."""
+    first, *rest = worker_command(options)
+    return (first, "-m", "elaswave.launcher.leash", str(os.getpid()), *rest[1:])
 
 
 def spare_command(options: Options) -> tuple[str, ...]:

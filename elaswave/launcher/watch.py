@@ -8,11 +8,10 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from elaswave.launcher import hangs
-from elaswave.launcher.channel import Message
+from elaswave.launcher.channel import Message, Spawn
 from elaswave.launcher.events import Alive, Event, Hang, Pace
 from elaswave.launcher.roster import Roster
 from elaswave.launcher.staff import Process, Staff
@@ -70,7 +69,7 @@ class Watch:
         *,
         tell: Callable[[Event], None],
         say: Callable[[str], None],
-        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        spawn: Spawn,
     ) -> None:
         """``spawn`` starts a task and does not let its failure go unnoticed."""
         self._staff, self._roster, self._timeouts, self._node = staff, roster, timeouts, node

@@ -14,6 +14,7 @@ from elaswave import agent_link
 
 RANK = int(os.environ["RANK"])
 NUM_RANKS = int(os.environ["WORLD_SIZE"])
+WAITED_FOR = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
 
 
 def say(line: str) -> None:
@@ -60,6 +61,10 @@ def act(action: str, heard: Heard, link: agent_link.AgentLink) -> None:
     elif name == "die_once":
         if os.environ["ELASWAVE_ATTEMPT"] == "0":
             os.kill(os.getpid(), signal.SIGKILL)
+    elif name == "wait_if_first":
+        if os.environ["ELASWAVE_ATTEMPT"] == "0":
+            say(f"rank {RANK} waits")
+            signal.sigwait(WAITED_FOR)
     elif name == "rejoined":
         rank = int(operand)
         heard.wait(lambda events: any(e["event"] == "joined" and e["rank"] == rank and e["attempt"] for e in events))
@@ -73,7 +78,7 @@ def act(action: str, heard: Heard, link: agent_link.AgentLink) -> None:
     elif name == "agent_ended":
         heard.wait(lambda events: any(event["event"] == "agent_ended" for event in events))
     elif name == "signal":
-        signal.sigwait([signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+        signal.sigwait(WAITED_FOR)
     elif name == "stdin":
         say(f"stdin {sys.stdin.read()!r}")
     else:
@@ -82,7 +87,7 @@ def act(action: str, heard: Heard, link: agent_link.AgentLink) -> None:
 
 def main() -> None:
     heard = Heard()
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+    signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_FOR)
     link = agent_link.of_process()
     assert link
     link.subscribe(heard)
