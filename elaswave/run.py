@@ -81,12 +81,10 @@ class Run:
         Returns:
             The view (elaswave/group.py) in which they go on.
 
-        The step that was interrupted goes on from its beginning: the marks say that this rank is alive.
+        Waiting for the others is no hang of this rank, which has answered by coming here.
         """
-        self.marks.alive()
-        view = self.group.recover(payload=payload)
-        self.marks.alive()
-        return view
+        with self.paused("recovery"):
+            return self.group.recover(payload=payload)
 
     def progress(self, step: int, phase: Phase) -> None:
         """Mark how far the training thread is; costs well below 2 microseconds.
@@ -132,3 +130,11 @@ class Run:
             self._median_s[int(str(event["rank"]))] = float(str(event["median_s"]))
         elif event.get("event") == "death":
             self._median_s.pop(int(str(event["rank"])), None)
+        elif event.get("event") == "hang":
+            self._leave_the_wait(f"rank {event['rank']} makes no progress in step {event['step']}")
+
+    def _leave_the_wait(self, why: str) -> None:
+        """Free the training thread if it waits for a rank that hangs: by answering it shows that it does not itself."""
+        if self.backend == "elastic" and dist.is_initialized():
+            comm_group_of = importlib.import_module("elaswave.backend").comm_group_of
+            comm_group_of().revoke(why)
