@@ -50,7 +50,7 @@ struct Trial {
   }
 };
 
-constexpr Way kWays[] = {Way::kMessages, Way::kSharedMemory};
+constexpr Way kWays[] = {Way::kMessages, Way::kSharedMemory, Way::kWindows};
 
 void ForAll(const std::function<void(Team&, int size, size_t length)>& check) {
   for (Way way : kWays) {

@@ -3,6 +3,7 @@
 #define ELASTATES_TESTS_CSRC_COMM_PARTS_H_
 
 #include <chrono>
+#include <cstdlib>
 #include <future>
 #include <memory>
 #include <string>
@@ -17,15 +18,17 @@ namespace elastates {
 constexpr auto kPatience = std::chrono::seconds(60);
 constexpr double kLongS = 50;
 
-// How collectives travel: by the messages of the net, or through memory as between processes of one host.
-enum class Way { kMessages, kSharedMemory };
+// How collectives travel: by the messages of the net, or through memory as between processes of one host,
+// with or without reading each other's private memory.
+enum class Way { kMessages, kSharedMemory, kWindows };
 
 // One group that all members of a net are in.
 class Team {
  public:
   explicit Team(int size, LoopbackOptions options = {}, Way way = Way::kMessages)
       : net_(std::make_unique<LoopbackNet>(size, options)) {
-    if (way == Way::kSharedMemory) ShareMemory(size);
+    if (way != Way::kMessages) ShareMemory(size);
+    if (way == Way::kWindows) setenv(kNoReads, "1", 1);
     View view;
     view.epoch = 1;
     for (int rank = 0; rank < size; ++rank) view.members.push_back(net_->member(rank));
@@ -42,6 +45,7 @@ class Team {
   ~Team() {
     for (size_t rank = 0; rank < groups_.size(); ++rank) hubs_[rank]->CloseGroup(groups_[rank]);
     net_.reset();  // first: its threads call the hubs
+    unsetenv(kNoReads);
   }
 
   int size() const { return static_cast<int>(groups_.size()); }
@@ -58,6 +62,8 @@ class Team {
   }
 
  private:
+  static constexpr char kNoReads[] = "ELASWAVE_NO_REMOTE_READS";
+
   void ShareMemory(int size) {
     for (int rank = 0; rank < size; ++rank) {
       Result<std::unique_ptr<Segment>> segment = Segment::Create(net_->member(rank).id);

@@ -45,7 +45,10 @@ class LocalOperation : public Operation {
   void Receive(int, uint32_t, void*, size_t) override { CHECK(!"receives nothing"); }
   Status Wait() override { return Check(); }
   Status WaitFirst(size_t) override { return Check(); }
-  char* Scratch(size_t) override { return nullptr; }
+  char* Scratch(size_t size_bytes) override {
+    scratch_.resize(size_bytes);
+    return scratch_.data();
+  }
   Status Check() override {
     std::lock_guard<std::mutex> lock(mutex_);
     return why_.ok() ? patience_() : why_;
@@ -65,6 +68,7 @@ class LocalOperation : public Operation {
  private:
   const View view_;
   const uint64_t sequence_;
+  std::vector<char> scratch_;
   int rank_ = 0;
   const KeepWaiting patience_ = Soon();
   std::mutex mutex_;
@@ -193,6 +197,47 @@ TEST(survivors_of_a_kill_within_an_operation_go_on) {
 }
 
 // It goes on with its operation when it wakes up, finds nobody, and has changed nothing.
+// As above with memory that is read directly: it may be gone at any moment.
+void OutliveRankTwoReading(Player& player) {
+  LocalMember member(player);
+  member.Install(1, {0, 1, 2});
+  Status status;
+  for (uint64_t i = 1; status.ok(); ++i) {
+    const size_t count = 500000;
+    std::vector<float> in = Input(player.rank(), 3 * count), out(count);
+    Collective collective;
+    collective.kind = CollectiveKind::kReduceScatter;
+    collective.type = DataType::kFloat32;
+    for (size_t part = 0; part < 3; ++part) {
+      collective.in.push_back({reinterpret_cast<char*>(in.data() + part * count), count});
+    }
+    collective.out = {{reinterpret_cast<char*>(out.data()), count}};
+    status = member.Run(collective, &player.mark(8));
+    player.mark(player.rank()).store(i);
+  }
+  CHECK(status.code() == StatusCode::kRevoked || status.code() == StatusCode::kPeerLost);
+  CHECK(Until([&] { return player.mark(8).load() != 0; }));
+}
+
+TEST(a_kill_while_memory_is_read_is_an_error) {
+  for (int trial = 0; trial < 6; ++trial) {
+    Players players(3, OutliveRankTwoReading);
+    CHECK(Until([&] { return players.mark(2).load() >= 2 + static_cast<uint64_t>(trial); }));
+    players.Signal(2, SIGKILL);
+    CHECK_EQ(players.Wait(2), -SIGKILL);
+    players.mark(8).store(1);
+    players.WaitForAll();
+  }
+}
+
+TEST(members_that_may_not_be_read_use_windows) {
+  Players players(2, [](Player& player) {
+    if (player.rank() == 1) setenv("ELASWAVE_NO_REMOTE_READS", "1", 1);
+    ReduceManySizes(player);
+  });
+  players.WaitForAll();
+}
+
 TEST(a_sleeper_finds_that_the_others_have_left) {
   Players players(3, [](Player& player) {
     if (player.rank() < 2) return OutliveRankTwo(player);

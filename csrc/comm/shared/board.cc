@@ -12,7 +12,7 @@ constexpr auto kCheckInterval = std::chrono::milliseconds(50);
 }  // namespace
 
 Result<std::unique_ptr<Board>> Board::Open(Segment* own, std::vector<PeerSegment*> peers, int rank,
-                                           uint64_t group, uint32_t epoch) {
+                                           uint64_t group, uint32_t epoch, bool reads_all) {
   if (peers.size() > kMaxLocalMembers) {
     return Status(StatusCode::kInvalidArgument, std::to_string(peers.size()) +
                                                     " members on one host; at most " +
@@ -20,16 +20,18 @@ Result<std::unique_ptr<Board>> Board::Open(Segment* own, std::vector<PeerSegment
   }
   Result<size_t> slot = own->OpenSlot(group, epoch);
   if (!slot.ok()) return slot.status();
-  return std::unique_ptr<Board>(new Board(own, std::move(peers), rank, group, epoch, slot.value()));
+  return std::unique_ptr<Board>(
+      new Board(own, std::move(peers), rank, group, epoch, reads_all, slot.value()));
 }
 
 Board::Board(Segment* own, std::vector<PeerSegment*> peers, int rank, uint64_t group, uint32_t epoch,
-             size_t slot)
+             bool reads_all, size_t slot)
     : own_(own),
       peers_(std::move(peers)),
       rank_(rank),
       group_(group),
       epoch_(epoch),
+      reads_all_(reads_all),
       slot_(slot),
       seats_(peers_.size()) {}
 
@@ -54,6 +56,8 @@ Status Board::Bind(const KeepWaiting& check) {
   }
   Status interrupted = interruption();
   is_bound_ = interrupted.ok();
+  all_read_ = reads_all_;
+  for (int other = 0; other < size(); ++other) all_read_ &= other == rank_ || seats_[other].reads_all;
   return interrupted;
 }
 
@@ -66,8 +70,11 @@ Result<bool> Board::TryBind(int rank) {
   Seat& seat = seats_[rank];
   seat.opening = *found.value();
   seat.windows = windows.value();
-  if (GreetingTo(rank)->exchange(seat.opening.number) != seat.opening.number) own_->AnnounceGreeting();
-  seat.bound = GreetingFrom(rank) == own_opening();
+  const uint32_t greeting = seat.opening.number << 1 | (reads_all_ ? 1 : 0);
+  if (GreetingTo(rank)->exchange(greeting) != greeting) own_->AnnounceGreeting();
+  const uint32_t answer = GreetingFrom(rank);
+  seat.bound = answer >> 1 == own_opening();
+  seat.reads_all = (answer & 1) != 0;
   return seat.bound;
 }
 

@@ -28,10 +28,11 @@ using KeepWaiting = std::function<Status()>;
 
 class Board {
  public:
-  // `peers` by rank, null at `rank`, which is this process; all outlive the board. kResourceExhausted if this
-  // process is in too many groups.
+  // `peers` by rank, null at `rank`, which is this process; all outlive the board. `reads_all` tells the
+  // others that this process can read their private memory. kResourceExhausted if this process is in too many
+  // groups.
   static Result<std::unique_ptr<Board>> Open(Segment* own, std::vector<PeerSegment*> peers, int rank,
-                                             uint64_t group, uint32_t epoch);
+                                             uint64_t group, uint32_t epoch, bool reads_all = false);
   ~Board();  // the peers that wait for this process get kRevoked
   Board(const Board&) = delete;
   Board& operator=(const Board&) = delete;
@@ -42,6 +43,8 @@ class Board {
   // Until all members have opened their boards for this epoch. Needed once, before the first step.
   Status Bind(const KeepWaiting& check);
   bool is_bound() const { return is_bound_; }
+  // Whether every member can read the private memory of every other; the same on all. REQUIRES: is_bound().
+  bool all_read() const { return all_read_; }
 
   // What this process shows at its next arrival: kWindowBytes.
   char* window() const { return own_->window(slot_, step_ + 1); }
@@ -71,16 +74,18 @@ class Board {
   struct Seat {
     PeerSegment::Opening opening{0, 0};
     const char* windows = nullptr;
-    bool bound = false;
+    bool bound = false, reads_all = false;
   };
 
-  Board(Segment* own, std::vector<PeerSegment*> peers, int rank, uint64_t group, uint32_t epoch, size_t slot);
+  Board(Segment* own, std::vector<PeerSegment*> peers, int rank, uint64_t group, uint32_t epoch,
+        bool reads_all, size_t slot);
 
   Result<bool> TryBind(int rank);
   Status Sleep(const uint32_t* word, uint32_t seen, const KeepWaiting& check);
   const std::atomic<uint64_t>& ProgressOf(int rank) const;
   Status Left(int rank) const;
   std::string Name(int rank) const;
+  // The opening that was found, and whether the finder reads all, in the lowest bit.
   std::atomic<uint32_t>* GreetingTo(int rank) const;
   uint32_t GreetingFrom(int rank) const;
   uint32_t own_opening() const;
@@ -90,9 +95,10 @@ class Board {
   const int rank_;
   const uint64_t group_;
   const uint32_t epoch_;
+  const bool reads_all_;
   const size_t slot_;
   uint32_t step_ = 0;
-  bool is_bound_ = false;
+  bool is_bound_ = false, all_read_ = false;
   std::vector<Seat> seats_;
 
   std::atomic<uint32_t> stop_{0};

@@ -23,6 +23,7 @@ constexpr size_t kCacheBytes = 4 << 20;  // what all processes show in a round: 
 constexpr size_t kLeastPieceBytes = 256 << 10;
 constexpr size_t kMostPieceBytes = 2 << 20;
 constexpr size_t kStreamBytes = 32 << 20;
+constexpr size_t kReadBytes = 1 << 20;  // what is read of another's memory before looking whether to go on
 static_assert(kPostBytes + kMostPieceBytes + kMostPieceBytes / 2 + 64 <= kWindowBytes,
               "with the sums of half");
 
@@ -64,8 +65,10 @@ std::string Describe(uint32_t kind, uint32_t type, uint32_t root) {
 
 }  // namespace
 
-Exchange::Exchange(Board& board, Operation& op, const Collective& collective)
+Exchange::Exchange(Board& board, const std::vector<std::shared_ptr<Neighbour>>& members, Operation& op,
+                   const Collective& collective)
     : board_(board),
+      members_(members),
       op_(op),
       collective_(collective),
       element_bytes_(SizeOf(collective.type)),
@@ -92,6 +95,19 @@ void Exchange::CopyOut(void* target, const char* source, size_t size_bytes) cons
   } else if (size_bytes > 0) {
     std::memcpy(target, source, size_bytes);
   }
+}
+
+// The member has been seen in this step, so its memory is what it said it is unless it has been revoked
+// since; then it does not come to the next step, and the operation fails.
+Status Exchange::Read(int rank, uint64_t address, void* target, size_t size_bytes) const {
+  char* to = static_cast<char*>(target);
+  for (size_t done = 0; done < size_bytes; done += kReadBytes) {
+    const size_t block_bytes = std::min(kReadBytes, size_bytes - done);
+    Status status = members_[rank]->memory->Read(address + done, to + done, block_bytes);
+    if (status.ok()) status = board_.Confirm(rank);
+    if (!status.ok()) return status;
+  }
+  return Status::Ok();
 }
 
 Status Exchange::Run(uint64_t num_rounds, const Show& show, const Take& take) {

@@ -10,17 +10,21 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <vector>
 
 #include "base/status.h"
 #include "comm/collectives/collectives.h"
 #include "comm/shared/board.h"
+#include "comm/shared/neighbours.h"
 
 namespace elastates {
 
 class Exchange {
  public:
-  // Both outlive the exchange.
-  Exchange(Board& board, Operation& op, const Collective& collective);
+  // All outlive the exchange; of `members`, by rank, our own is null.
+  Exchange(Board& board, const std::vector<std::shared_ptr<Neighbour>>& members, Operation& op,
+           const Collective& collective);
 
   int rank() const { return board_.rank(); }
   int size() const { return board_.size(); }
@@ -42,6 +46,12 @@ class Exchange {
   char* window(size_t begin = 0) const;
   const char* window_of(int rank, size_t begin = 0) const;
 
+  // Whether all members can read each other's private memory.
+  bool all_read() const { return board_.all_read(); }
+  // From another member's memory, in blocks, checked one by one. REQUIRES: all_read().
+  Status Read(int rank, uint64_t address, void* target, size_t size_bytes) const;
+  char* Scratch(size_t size_bytes) const { return op_.Scratch(size_bytes); }
+
   // From a window to where the operation's result belongs.
   void CopyOut(void* target, const char* source, size_t size_bytes) const;
 
@@ -53,6 +63,7 @@ class Exchange {
   Status ConfirmAll() const;
 
   Board& board_;
+  const std::vector<std::shared_ptr<Neighbour>>& members_;
   Operation& op_;
   const Collective& collective_;
   const size_t element_bytes_;

@@ -21,6 +21,13 @@ Status CutReduce(Exchange& exchange);
 
 Status LocalReduceScatter(Exchange& exchange);
 
+// Where every byte has one reader, reading it where it lies saves a copy; but the kernel pins each page, so
+// it pays only between some sizes. The same on all members.
+bool ReadsDirectly(const Exchange& exchange);
+
+// What ReadsDirectly(): all-reduce, broadcast and all-gather of two members, reduce-scatter.
+Status DirectExchange(Exchange& exchange);
+
 }  // namespace elastates
 
 #endif  // ELASTATES_COMM_SHARED_LOCAL_ALGORITHMS_H_

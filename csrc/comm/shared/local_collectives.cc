@@ -12,6 +12,7 @@ namespace {
 constexpr size_t kFlatBytes = 64 << 10;
 
 Status RunExchange(Exchange& exchange) {
+  if (ReadsDirectly(exchange)) return DirectExchange(exchange);
   const Collective& collective = exchange.collective();
   switch (collective.kind) {
     case CollectiveKind::kAllReduce:
@@ -43,7 +44,7 @@ Status LocalCollectives::Run(Operation& op, const Collective& collective) {
       [board = board_.get()] { board->Interrupt(Status(StatusCode::kRevoked, "the group was stopped")); });
   if (!board_->is_bound()) status = board_->Bind([&op] { return op.Check(); });
   if (status.ok()) {
-    Exchange exchange(*board_, op, collective);
+    Exchange exchange(*board_, members_, op, collective);
     status = RunExchange(exchange);
   }
   if (status.ok()) return status;
@@ -67,8 +68,10 @@ Status LocalCollectives::Enter(Operation& op) {
     segments.push_back(is_self ? nullptr : neighbour->segment.get());
     members_.push_back(std::move(neighbour));
   }
+  bool reads_all = true;
+  for (const auto& member : members_) reads_all &= member == nullptr || member->memory != nullptr;
   Result<std::unique_ptr<Board>> board =
-      Board::Open(neighbours_->own(), std::move(segments), op.rank(), group_, op.view().epoch);
+      Board::Open(neighbours_->own(), std::move(segments), op.rank(), group_, op.view().epoch, reads_all);
   if (!board.ok()) return board.status();
   board_ = std::move(board).value();
   epoch_ = op.view().epoch;

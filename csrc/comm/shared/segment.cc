@@ -26,6 +26,8 @@ namespace {
 
 Status SystemError(const std::string& what) { return Status::FromErrno(errno, what); }
 
+constexpr uint32_t kMaxOpenings = (uint32_t{1} << 31) - 1;  // there is a flag beside it in greetings
+
 uint64_t RandomValue() {
   std::random_device device;
   return uint64_t{device()} << 32 | device();
@@ -93,7 +95,8 @@ Result<size_t> Segment::OpenSlot(uint64_t group, uint32_t epoch) {
   SlotEntry& entry = page()->slots[slot];
   entry.group.store(0);  // nobody finds it before it is whole
   std::memset(window(slot, 0), 0, kMaxLocalMembers * sizeof(uint32_t));
-  entry.progress.store(Progress{++num_openings_}.word());
+  num_openings_ = num_openings_ % kMaxOpenings + 1;
+  entry.progress.store(Progress{num_openings_}.word());
   entry.epoch.store(epoch);
   entry.group.store(group);
   DirectoryChanged();
