@@ -38,6 +38,7 @@ bench: $(VENV)/installed $(VENV)/development $(VENV)/peers  ## Run the benchmark
 	$(BIN)/python benchmarks/faults.py --json runs/bench/faults.json
 	$(BIN)/python benchmarks/deltas.py --json runs/bench/deltas.json
 	$(BIN)/python benchmarks/two_weeks.py --json runs/bench/two_weeks.json
+	$(BIN)/python benchmarks/group.py --json runs/bench/group.json
 
 lint: $(VENV)/development  ## Check formatting, style and types; changes nothing.
 	$(BIN)/ruff format --check $(PYTHON_SOURCES)

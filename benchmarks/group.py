@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # after installed pac
 
 from benchmarks import machine
 from benchmarks.files import write_json
-from benchmarks.group_rank import BACKENDS, CASES, KB, MIB
+from benchmarks.group_rank import BACKENDS, KB, MIB, sizes_up_to
 from benchmarks.hosts import Hosts
 
 RANK_PROGRAM = Path(__file__).resolve().parent / "group_rank.py"
@@ -75,8 +75,21 @@ class Case:
         return statistics.median(self.cpu_s[backend]) / self.size_bytes * 1e9
 
 
-def run_job(num_ranks: int, command_of: Callable[[int], list[str]], address: str, hosts: int) -> list[Case]:
+def run_job(
+    num_ranks: int,
+    *,
+    largest_bytes: int,
+    hosts: int = 1,
+    address: str = "127.0.0.1",
+    command_of: Callable[[int], list[str]] = lambda rank: [],
+) -> list[Case]:
     """Start the ranks, wait for them, and put their reports together.
+
+    Args:
+        num_ranks: in the group.
+        largest_bytes: no tensor is larger.
+        hosts: they run on; rank 0 at ``address``.
+        command_of: rank -> words before its command line.
 
     Raises:
         RuntimeError: a rank failed; the message has the end of what it wrote.
@@ -87,12 +100,11 @@ def run_job(num_ranks: int, command_of: Callable[[int], list[str]], address: str
             "MASTER_ADDR": address,
             "MASTER_PORT": str(_free_port()),
             "WORLD_SIZE": str(num_ranks),
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             "GLOO_SOCKET_IFNAME": "lo" if hosts == 1 else "eth0",
         }
         ranks = [
             subprocess.Popen(
-                [*command_of(rank), sys.executable, "-P", str(RANK_PROGRAM), directory],
+                [*command_of(rank), sys.executable, "-P", str(RANK_PROGRAM), directory, str(largest_bytes)],
                 env={**environment, "RANK": str(rank)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -102,7 +114,7 @@ def run_job(num_ranks: int, command_of: Callable[[int], list[str]], address: str
         ]
         _wait_for(ranks)
         reports = [json.loads(Path(directory, f"{rank}.json").read_text()) for rank in range(num_ranks)]
-    return [_case(reports, size_bytes, hosts) for size_bytes in CASES]
+    return [_case(reports, size_bytes, hosts) for size_bytes in sizes_up_to(largest_bytes)]
 
 
 def _wait_for(ranks: Sequence[subprocess.Popen[str]]) -> None:
@@ -167,10 +179,16 @@ def _free_port() -> int:
     return port
 
 
-def run_on_two_hosts(num_ranks: int) -> list[Case]:
+def run_on_two_hosts(num_ranks: int, largest_bytes: int) -> list[Case]:
     """The same with half of the ranks in one network namespace and half in another."""
     with Hosts(2) as hosts:
-        return run_job(num_ranks, lambda rank: hosts[rank * 2 // num_ranks].command(), hosts[0].address, 2)
+        return run_job(
+            num_ranks,
+            largest_bytes=largest_bytes,
+            hosts=2,
+            address=hosts[0].address,
+            command_of=lambda rank: hosts[rank * 2 // num_ranks].command(),
+        )
 
 
 def print_report(report: dict[str, Any], cases: Sequence[Case]) -> None:
@@ -195,12 +213,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="where the report goes")
     parser.add_argument("--ranks", type=int, nargs="+", default=list(GROUP_SIZES), help="group sizes (%(default)s)")
+    parser.add_argument("--largest-mb", type=int, default=64, help="MiB of the largest tensor (%(default)s)")
     parser.add_argument("--no-hosts", action="store_true", help="leave out the two hosts")
     options = parser.parse_args()
-    cases = [case for n in options.ranks for case in run_job(n, lambda rank: [], "127.0.0.1", 1)]
+    largest_bytes = options.largest_mb * MIB
+    cases = [case for n in options.ranks for case in run_job(n, largest_bytes=largest_bytes)]
     problem = "--no-hosts" if options.no_hosts else Hosts.problem()
     if not problem:
-        cases += run_on_two_hosts(4)
+        cases += run_on_two_hosts(4, largest_bytes)
     ratios = compute_ratios(cases)
     report = {
         "ratios": ratios,

@@ -1,4 +1,7 @@
-"""One rank of ``group.py``: ``python group_rank.py DIRECTORY`` writes DIRECTORY/RANK.json."""
+"""One rank of ``group.py``: ``python group_rank.py DIRECTORY LARGEST`` writes DIRECTORY/RANK.json.
+
+LARGEST: no tensor of more bytes than this.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # after installed packages: ours may be one of them
 
 import torch
 import torch.distributed as dist
@@ -19,6 +24,11 @@ MIB = 1 << 20
 CASES = {4 * KB: 41, MIB: 21, 16 * MIB: 9, 64 * MIB: 9}
 """Bytes of a tensor -> how often it is reduced with each backend."""
 BACKENDS = ("gloo", "elastic")
+
+
+def sizes_up_to(largest_bytes: int) -> list[int]:
+    """The cases that are no larger."""
+    return [size_bytes for size_bytes in CASES if size_bytes <= largest_bytes]
 
 
 def measure(groups: dict[str, Any], size_bytes: int, num_repeats: int) -> dict[str, dict[str, list[float]]]:
@@ -53,10 +63,10 @@ def main() -> None:
     dist.init_process_group("elastic")
     groups = {"elastic": dist.group.WORLD, "gloo": dist.new_group(backend="gloo")}
     report = {}
-    for size_bytes, num_repeats in CASES.items():
+    for size_bytes in sizes_up_to(int(sys.argv[2])):
         for group in groups.values():
             check(group, size_bytes)
-        report[size_bytes] = measure(groups, size_bytes, num_repeats)
+        report[size_bytes] = measure(groups, size_bytes, CASES[size_bytes])
     Path(sys.argv[1], f"{os.environ['RANK']}.json").write_text(json.dumps(report))
     dist.barrier()
     dist.destroy_process_group()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import ceilings, checkpoint, memory, protocol, ratios, reading, tiny_tensors
+from benchmarks import ceilings, checkpoint, group, memory, protocol, ratios, reading, tiny_tensors
 from benchmarks.contenders.base import Contender, Pending
 from benchmarks.contenders.peer import SyncedAfterwards
 from benchmarks.contenders.torch_save import TorchSave
@@ -219,6 +219,40 @@ def run_script(name: str, *arguments: str, directory: Path) -> dict[str, Any]:
     finished = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, env=environment)
     assert finished.returncode == 0, finished.stderr
     return json.loads(report.read_text())
+
+
+def group_case(num_ranks: int, size_bytes: int, gloo: list[float], ours: list[float], hosts: int = 1) -> group.Case:
+    """The CPU seconds are the milliseconds."""
+    figures = {"gloo": gloo, "elastic": ours}
+    return group.Case(hosts=hosts, num_ranks=num_ranks, size_bytes=size_bytes, times_ms=figures, cpu_s=figures)
+
+
+def test_group_ratios_divide_within_a_repeat_and_the_right_way_round() -> None:
+    cases = [
+        group_case(4, 64 << 20, [10.0, 40.0, 30.0], [5.0, 10.0, 10.0]),
+        group_case(8, 4 << 10, [8.0], [2.0]),
+        group_case(4, 64 << 20, [10.0], [10.0], hosts=2),
+    ]
+    figures = group.compute_ratios(cases)
+    assert figures == {
+        "allreduce_64mb_n4": 3.0,
+        "allreduce_16mb_n4": None,
+        "allreduce_1mb_n4": None,
+        "latency_4kb_n8": 4.0,
+        "cpu_per_gb": pytest.approx(1 / 3),
+        "tcp_64mb_n4": 1.0,
+    }
+    assert [group.meets(name, ratio) for name, ratio in figures.items()] == [True, None, None, True, True, True]
+    assert group.meets("cpu_per_gb", 1.1) is False
+
+
+def test_group_script(tmp_path: Path) -> None:
+    report = run_script("group.py", "--ranks", "2", "--largest-mb", "1", "--no-hosts", directory=tmp_path)
+    assert [case["size_bytes"] for case in report["cases"]] == [4 << 10, 1 << 20]
+    for case in report["cases"]:
+        assert len(case["times_ms"]["elastic"]) == len(case["times_ms"]["gloo"]) == len(case["cpu_s"]["gloo"])
+    assert set(report["ratios"]) == set(report["floors"]) == set(report["definitions"])
+    assert report["two_hosts_left_out"] == "--no-hosts"
 
 
 @pytest.mark.slow
