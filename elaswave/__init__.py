@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from elaswave import _registration
 
 if TYPE_CHECKING:
-    from elaswave.errors import ElasWaveError, LaunchError
+    from elaswave.errors import ElasWaveError, FencedError, LaunchError, NoQuorumError, ViewError
+    from elaswave.group import ElasticGroup, View
     from elaswave.join import join
     from elaswave.losses import PeerLost, lost
     from elaswave.run import Run
@@ -21,14 +22,31 @@ if TYPE_CHECKING:
 # Imported when used: the launcher's processes and the command line need no torch.
 _HOMES = {
     "ElasWaveError": "elaswave.errors",
+    "ElasticGroup": "elaswave.group",
+    "FencedError": "elaswave.errors",
     "LaunchError": "elaswave.errors",
+    "NoQuorumError": "elaswave.errors",
     "PeerLost": "elaswave.losses",
     "Run": "elaswave.run",
+    "View": "elaswave.group",
+    "ViewError": "elaswave.errors",
     "join": "elaswave.join",
     "lost": "elaswave.losses",
 }
 
-__all__ = ["ElasWaveError", "LaunchError", "PeerLost", "Run", "join", "lost"]
+__all__ = [
+    "ElasWaveError",
+    "ElasticGroup",
+    "FencedError",
+    "LaunchError",
+    "NoQuorumError",
+    "PeerLost",
+    "Run",
+    "View",
+    "ViewError",
+    "join",
+    "lost",
+]
 
 _registration.register_with_torch()
 

@@ -17,7 +17,9 @@ from typing import Any
 import torch.distributed as dist
 
 from elaswave.errors import ElasWaveError
+from elaswave.group import ElasticGroup, announce_joiner
 from elaswave.timeouts import Timeouts
+from elaswave.views import ViewService
 
 import _elastates
 
@@ -44,17 +46,36 @@ def create_process_group(options: Any, _backend_options: Any) -> Any:
     endpoint = start_endpoint(options.store)
     default = _default_comm_group()
     if default is None or not options.global_ranks_in_group:
-        name = _next_name(options.group_id, 0)
-        handles = _exchange_handles(options, name, endpoint.handle)
+        return _create_default_group(options, endpoint)
+    everybody = default.handles()
+    handles = [everybody[rank] for rank in options.global_ranks_in_group]
+    name = _next_name(options.group_id, default.epoch)
+    group = _make_comm_group(options, endpoint, name, FIRST_EPOCH, handles)
+    return _elastates.ElasticProcessGroup(options.store, endpoint, group, timeout_s)
+
+
+def _create_default_group(options: Any, endpoint: Any) -> Any:
+    """The group whose views are kept. Its members meet in the store; one who joins waits for a welcome instead."""
+    name = _next_name(options.group_id, 0)
+    service = ViewService(endpoint, name)
+    atexit.register(service.close)
+    if int(os.environ.get("ELASWAVE_ATTEMPT", "0")):
+        announce_joiner(options.store, name, endpoint.handle)
+        epoch, handles, _, _ = service.keeper.await_welcome(options.timeout.total_seconds())
     else:
-        name = _next_name(options.group_id, default.epoch)
-        everybody = default.handles()
-        handles = [everybody[rank] for rank in options.global_ranks_in_group]
+        epoch, handles = FIRST_EPOCH, _exchange_handles(options, name, endpoint.handle)
+        service.keeper.open(epoch, handles)
+    group = _make_comm_group(options, endpoint, name, epoch, handles)
+    process_group = _elastates.ElasticProcessGroup(options.store, endpoint, group, options.timeout.total_seconds())
+    ElasticGroup(process_group, service, options.store)
+    return process_group
+
+
+def _make_comm_group(options: Any, endpoint: Any, name: str, epoch: int, handles: list[str]) -> Any:
     try:
-        group = endpoint.make_group(name, FIRST_EPOCH, handles, timeout_s)
+        return endpoint.make_group(name, epoch, handles, options.timeout.total_seconds())
     except (_elastates.StatusError, TimeoutError) as error:
         raise ElasWaveError(f"rank {options.group_rank} of {options.group_size}: {error.args[-2:][0]}") from error
-    return _elastates.ElasticProcessGroup(options.store, endpoint, group, timeout_s)
 
 
 def start_endpoint(store: Any = None) -> Any:

@@ -38,6 +38,7 @@ void BindTrace(py::module_& m);
 void BindJson(py::module_& m);
 void BindComm(py::module_& m);
 void BindProcessGroup(py::module_& m);
+void BindViews(py::module_& m);
 
 }  // namespace elastates
 

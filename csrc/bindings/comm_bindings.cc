@@ -74,6 +74,24 @@ void BindEndpoint(py::module_& m) {
            py::arg("timeout_s"), "A group of the members that the handles stand for, in rank order.")
       .def("install", &InstallForPython, py::arg("group"), py::arg("epoch"), py::arg("handles"),
            py::arg("timeout_s"), "Bring a group to a newer view; new members are connected to.")
+      .def(
+          "connect",
+          [](Endpoint& endpoint, const Strings& handles, double timeout_s) {
+            const std::vector<Member> members = ValueOrRaise(DecodeMembers(handles));
+            Status status;
+            {
+              py::gil_scoped_release release;
+              status = endpoint.links().Connect(members, timeout_s);
+            }
+            RaiseIfFailed(status);
+          },
+          py::arg("handles"), py::arg("timeout_s"), "Make links to members that are not in a group yet.")
+      .def(
+          "report_dead",
+          [](Endpoint& endpoint, MemberId member, const std::string& why) {
+            endpoint.links().ReportDead(member, why, "");
+          },
+          py::arg("member"), py::arg("why"), "Somebody has seen the process of a member end.")
       .def("losses", &LossesForPython, "[(member id, proven dead, why)]: every member lost so far.")
       .def(
           "close_group",

@@ -43,4 +43,5 @@ PYBIND11_MODULE(_elastates, m) {
   elastates::BindJson(m);
   elastates::BindComm(m);
   elastates::BindProcessGroup(m);
+  elastates::BindViews(m);
 }

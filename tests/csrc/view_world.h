@@ -90,6 +90,7 @@ class World {
     std::vector<std::function<void()>> backlog;
     std::map<uint32_t, std::string> decisions;
     std::map<uint32_t, std::string> payloads;
+    std::string join_payload;
   };
 
   void AddEvent(double time, std::function<void()> run) {
@@ -104,6 +105,7 @@ class World {
   void AskWitness(int index, const Action& action);
   void TellOfDeath(int victim, int observer, const std::string& proof);
   void TellUnreachable(int observer, int lost);
+  void Alarm(Process& process, const Note& note);
   void BeginLater(int index);
   void Begin(int index);
   void TickForever(int index);
@@ -196,13 +198,18 @@ inline void World::Deliver(int from, const Action& action) {
     OnProcess(to, [this, from, to, content] {
       Result<Actions> actions = processes_[to].membership->OnMessage(processes_[from].self.id, content);
       if (!actions.ok()) return Fail("a note was not understood: " + actions.status().message());
-      Result<Note> note = DecodeNote(content);
-      processes_[to].is_alarmed = processes_[to].is_alarmed || note.value().kind == NoteKind::kJoin ||
-                                  note.value().kind == NoteKind::kBeat ||
-                                  note.value().kind == NoteKind::kDeath;
+      Alarm(processes_[to], DecodeNote(content).value());
       Perform(to, actions.value());
     });
   });
+}
+
+// Like a revoked group: news of this epoch, not of one that is over.
+inline void World::Alarm(Process& process, const Note& note) {
+  const bool is_news =
+      note.kind == NoteKind::kJoin || note.kind == NoteKind::kBeat || note.kind == NoteKind::kDeath;
+  const bool is_present = process.membership->has_view() && note.epoch >= process.membership->view().epoch;
+  process.is_alarmed = process.is_alarmed || (is_news && is_present);
 }
 
 inline void World::Kill(int index) {
@@ -282,7 +289,7 @@ inline void World::Grow() {
       process.is_alarmed = true;
       for (size_t other = options_.num_members; other < processes_.size(); ++other) {
         const Candidate candidate{processes_[other].self, "joins " + std::to_string(other)};
-        processes_[other].payloads[process.membership->view().epoch] = candidate.payload;
+        processes_[other].join_payload = candidate.payload;
         Perform(index, process.membership->AddCandidate(candidate));
       }
     });

@@ -32,7 +32,9 @@ inline void World::OnDecided(int index, const std::string& bytes) {
 inline void World::CheckPayloads(const Decision& decision) {
   int last_rank = -1;
   for (const Seat& seat : decision.seats) {
-    const std::string& given = Find(seat.member.id).payloads[decision.epoch - 1];
+    Process& process = Find(seat.member.id);
+    const bool has_joined = seat.old_rank == Seat::kJoined;
+    const std::string& given = has_joined ? process.join_payload : process.payloads[decision.epoch - 1];
     if (seat.payload != given)
       Fail("process " + std::to_string(seat.member.id - 1) + " gave \"" + given + "\", not \"" +
            seat.payload + "\"");
@@ -68,7 +70,7 @@ inline std::string World::Run(double until) {
     events_.erase(events_.begin());
     run();
     if (IsBusy() && now_ < (IsFair() ? 1000 : 300)) last_event_ = std::max(last_event_, now_);
-    if (now_ > last_event_) break;
+    if (now_ > last_event_ || now_ > 5000) break;
   }
   if (failure_.empty() && IsFair()) CheckEnd();
   return failure_;

@@ -84,6 +84,8 @@ void Agreement::Answer(int from, const Note& note) {
       if (from == Leader()) Stop(Action::Kind::kNoQuorum, note.value);
       break;
     case NoteKind::kBeat:
+      if (from == told_leader_) told_leader_ = -1;  // it may have missed the join: it was not there yet
+      break;
     case NoteKind::kDeath:
     case NoteKind::kAsk:
     case NoteKind::kWelcome:

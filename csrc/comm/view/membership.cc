@@ -60,7 +60,9 @@ Actions Membership::Begin(const std::string& payload) {
 
 Actions Membership::AddCandidate(const Candidate& candidate) {
   const MemberId id = candidate.member.id;
-  if (RankOf(id) < 0 && lost_.find(id) == lost_.end()) Do(agreement_->AddCandidate(candidate));
+  if (RankOf(id) >= 0 || lost_.find(id) != lost_.end()) return {};
+  candidates_[id] = candidate;
+  if (has_view() && !is_over_) Do(agreement_->AddCandidate(candidate));
   return Take();
 }
 
@@ -125,6 +127,7 @@ Actions Membership::OnLoss(MemberId member, Loss loss, const std::string& proof)
   const auto known = lost_.find(member);
   if (known != lost_.end() && known->second.loss == Loss::kDead) return {};
   lost_[member] = {loss, proof};
+  candidates_.erase(member);
   if (has_view() && !is_over_) TellLoss(member, lost_[member]);
   return Take();
 }
@@ -178,7 +181,9 @@ void Membership::Enter(View view, const std::string& decision) {
   for (const Member& member : std::vector<Member>(this->view().members)) {
     const auto lost = lost_.find(member.id);
     if (lost != lost_.end()) TellLoss(member.id, lost->second);
+    candidates_.erase(member.id);
   }
+  for (const auto& [id, candidate] : candidates_) Do(agreement_->AddCandidate(candidate));
   Replay();
 }
 

@@ -28,9 +28,11 @@ class Membership {
 
   // See Agreement. REQUIRES: has_view().
   Actions Begin(const std::string& payload);
-  Actions AddCandidate(const Candidate& candidate);
   Actions OnTick();
   Actions OnWitness(uint32_t epoch, bool is_swapped, const std::string& actual);
+
+  // Who wants to join is named in every agreement until it is in, or lost.
+  Actions AddCandidate(const Candidate& candidate);
 
   // At any time. What is no note is an error of the sender's, and is dropped.
   Result<Actions> OnMessage(MemberId from, const std::string& content);
@@ -75,6 +77,7 @@ class Membership {
   std::map<uint32_t, std::string> decisions_;     // by the epoch that they ended, for laggards
   std::map<MemberId, Lost> lost_;                 // in whatever epoch
   std::vector<std::pair<MemberId, Note>> early_;  // of epochs to come
+  std::map<MemberId, Candidate> candidates_;
   Actions actions_;
 };
 

@@ -1,0 +1,105 @@
+"""The service beside a group that keeps its views: fences, witnesses, news of deaths and of those who want to join.
+
+The agreement itself runs natively, on the thread of the links (csrc/comm/view/). What it cannot do alone is asked of
+the thread here: have a process of another host killed by its agent, ask the witness. News come from the agent.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any, Protocol
+
+from elaswave import agent_link
+from elaswave.timeouts import Timeouts
+
+import _elastates
+
+
+class Witness(Protocol):
+    """A place that both sides of a cut cable may reach, and that keeps what one of them has written."""
+
+    def compare_and_set(self, key: str, expected: bytes, desired: bytes) -> tuple[bool, bytes]:
+        """Write ``desired`` where ``expected`` stands (empty: nothing), atomically.
+
+        Returns:
+            Whether it was written, and what stands there now.
+
+        Raises:
+            OSError, RuntimeError: the witness cannot be reached; it is not asked again for this decision.
+        """
+
+
+class ViewService:
+    """Of one group in this process; starts with its native keeper, ends with ``close()``. Thread-safe."""
+
+    def __init__(self, endpoint: Any, name: str, witness: Witness | None = None) -> None:
+        """Listen from now on; ``keeper.open()`` or ``keeper.await_welcome()`` comes next.
+
+        Args:
+            endpoint: the native one of this process.
+            name: of the group, equal on all members.
+            witness: breaks exact ties; all members have one, or none has.
+        """
+        link = agent_link.of_process()
+        self.endpoint = endpoint
+        self.name = name
+        self.timeouts = Timeouts(float(os.environ.get("ELASWAVE_FAILURE_TIMEOUT_S", Timeouts().failure_timeout_s)))
+        self.keeper = _elastates.ViewKeeper(endpoint, name, self.timeouts.failure_timeout_s, witness is not None)
+        self._witness = witness
+        self._link = link
+        self._lock = threading.Lock()
+        self._candidates: dict[str, str] = {}  # by handle: what it brings along
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._serve, name="elaswave-views", daemon=True)
+        self._thread.start()
+        if link:
+            link.subscribe(self._heard)
+            link.hello(f"{endpoint.id:016x}", endpoint.handle)
+
+    def add_candidate(self, handle: str, payload: bytes = b"") -> None:
+        """Name somebody who wants to join in every agreement from when there is a link to it. Returns at once."""
+        with self._lock:
+            self._candidates[handle] = payload.decode("latin-1")
+        self.keeper.add_candidate(handle, payload)
+
+    def waiting(self, members: list[str]) -> list[str]:
+        """Handles of those who want to join and are not among ``members``."""
+        with self._lock:
+            return [handle for handle in self._candidates if handle not in members]
+
+    def check(self) -> None:
+        """Raise what went wrong in the background."""
+        if self._error:
+            error, self._error = self._error, None
+            raise error
+
+    def close(self) -> None:
+        """End the service. Idempotent; before the endpoint is closed."""
+        self.keeper.close()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while (request := self.keeper.next_request()) is not None:
+            try:
+                self._do(request)
+            except Exception as error:  # noqa: BLE001 - any: kept, and raised by the next call
+                self._error = error
+
+    def _do(self, request: tuple[Any, ...]) -> None:
+        if request[0] == "fence" and self._link:
+            self._link.kill(f"{request[1]:016x}")
+        elif request[0] == "witness" and self._witness:
+            _, epoch, expected, desired = request
+            is_swapped, actual = self._witness.compare_and_set(f"{self.name}/{epoch}", expected, desired)
+            self.keeper.answer_witness(epoch, is_swapped, actual)
+
+    def _heard(self, event: agent_link.Message) -> None:
+        if event["event"] == "death" and event["id"]:
+            self.endpoint.report_dead(int(event["id"], 16), f"{event['how']}, says its agent")
+            with self._lock:
+                self._candidates = {
+                    handle: payload for handle, payload in self._candidates.items() if f";{event['id']};" not in handle
+                }
+        elif event["event"] == "joined" and event["attempt"] and event["handle"] != self.endpoint.handle:
+            self.add_candidate(event["handle"])
