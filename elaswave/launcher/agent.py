@@ -47,7 +47,10 @@ def run(options: Options, *, is_shim: bool = False) -> int:
     name = "elaswave.shim" if is_shim else "elastates"
     with Console(f"{name} {options.node_rank}") as console:
         try:
-            return asyncio.run(Agent(options, console, is_shim=is_shim).run())
+            agent = Agent(options, console, is_shim=is_shim)
+            return asyncio.run(agent.run())
+        except asyncio.CancelledError:  # by a signal, before anything was started
+            return exits.from_wait(-agent.asked) if agent.asked else exits.NOT_MET
         except LaunchError as error:
             console.say(str(error))
             return exits.NOT_MET
@@ -69,22 +72,26 @@ class Agent:
         self._num_started = 0  # processes in place of dead ones
         self._filling: dict[int, Fill] = {}  # asked for by this agent, and not started yet
         self._num_signals = 0
-        self._asked: signal.Signals | None = None  # what the workers were sent to make them end
+        self.asked: signal.Signals | None = None
+        """what the workers were sent to make them end"""
         self._error: BaseException | None = None  # of a task of the agent's own
         self._status: int | None = None  # decided before everybody has ended
         self._node = options.node_rank
+        self._main: asyncio.Task[int] | None = None  # while the agents meet
         self._job: Job
         self._roster: Roster
         self._door: door.Door
 
     async def run(self) -> int:
         """Meet the other agents, start, watch, end."""
+        self._main = asyncio.current_task()
         self._take_signals()
         if self._options.log_dir:
             self._options.log_dir.mkdir(parents=True, exist_ok=True)
         store = await asyncio.to_thread(TCPStore, "127.0.0.1", 0, is_master=True, wait_for_workers=False)
         try:
             await self._meet(store.port)
+            self._main = None  # from here on signals are for the workers
             await self._open()
             await self._start_all()
             await self._over.wait()
@@ -155,8 +162,8 @@ class Agent:
         worker = WorkerPlan(title=f"rank {rank}", command=command, env=env, out=out, err=err)
         process = await self._staff.start(worker, token=token, rank=rank, attempt=attempt)
         self._tell(Started(rank=rank, node=self._node, attempt=attempt, pid=process.worker.pid))
-        if self._asked:  # while it was being started
-            process.worker.signal(self._asked)
+        if self.asked:  # while it was being started
+            process.worker.signal(self.asked)
 
     async def _start_spare(self, number: int) -> None:
         token = draw_token()
@@ -213,7 +220,7 @@ class Agent:
         self._console.say(f"rank {death.rank} (pid {death.pid}) {death.how}{left}")
 
     def _find_replacement(self, rank: int) -> Fill | None:
-        if self._asked or self._status is not None:
+        if self.asked or self._status is not None:
             return None
         may_start = self._options.replaces and self._num_started < self._options.max_replacements
         return places.after_death(self._roster, rank=rank, node=self._node, may_start=may_start)
@@ -232,7 +239,14 @@ class Agent:
         else:
             self._num_started += 1
             self._console.say(f"rank {fill.rank}: a new process takes its place")
-            self._spawn(self._start_rank(fill.rank, attempt=fill.attempt))
+            self._spawn(self._replace(fill))
+
+    async def _replace(self, fill: Fill) -> None:
+        try:
+            await self._start_rank(fill.rank, attempt=fill.attempt)
+        except OSError as error:  # no memory, no descriptors: no reason to end those that live
+            self._console.say(f"rank {fill.rank}: {error}")
+            self._not_filled(fill.rank)
 
     def _promote(self, fill: Fill) -> None:
         spare = self._staff.free_spare()
@@ -253,7 +267,7 @@ class Agent:
             self._tell(dataclasses.replace(death, is_replaced=False))
 
     def _fill_vacancies(self) -> None:
-        if not self._asked and self._status is None:
+        if not self.asked and self._status is None:
             for fill in places.vacancies(self._roster, node=self._node, living=self._links.living()):
                 self._fill(fill)
 
@@ -342,6 +356,8 @@ class Agent:
         if number in ENDING:
             self._num_signals += 1
             self._end_ranks(number)
+            if self._main:
+                self._main.cancel()
         else:
             self._staff.signal(number)
 
@@ -350,7 +366,7 @@ class Agent:
         if self._num_signals > 1:
             self._staff.kill()
             return
-        self._asked = number
+        self.asked = number
         self._staff.signal(number)
         asyncio.get_running_loop().call_later(self._options.timeouts.stop_grace_s, self._staff.kill)
 

@@ -50,7 +50,10 @@ class Desk:
         elif "hello" in message:
             self._hello(process, message["hello"])
         elif "watch" in message:
-            process.watched = Watched(pid, message["watch"])
+            watched = Watched(pid, message["watch"])
+            if process.watched:
+                process.watched.close()
+            process.watched = watched
         elif "kill" in message:
             if not self._fence(str(message["kill"])):
                 channel.send({"event": "not_killed", "id": message["kill"]})

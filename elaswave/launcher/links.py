@@ -129,7 +129,7 @@ class Links:
             async with asyncio.timeout(self._options.timeouts.meeting_s):
                 is_first = me.node == 0 and not self._options.joins
                 history = await (self._gather(job_name) if is_first else self._introduce())
-                await self._connect_to_lower()
+                await self._connect_to_lower(lost={told["node"] for told in history if told["event"] == "agent_lost"})
                 async with self._changed:
                     await self._changed.wait_for(self._is_complete)
         except TimeoutError:
@@ -185,16 +185,11 @@ class Links:
             raise LaunchError(f"{host}:{port}: {error}") from error
         return channel
 
-    async def _connect_to_lower(self) -> None:
+    async def _connect_to_lower(self, lost: set[int]) -> None:
         assert self._job
         for other in self._job.nodes.values():
-            if other.node < self._me.node and other.node not in self._links:
-                try:
-                    channel = await self._connect(other.host, other.port)
-                except OSError:
-                    if self._options.joins:  # it may be one that was lost long ago
-                        continue
-                    raise
+            if other.node < self._me.node and other.node not in {*self._links, *lost}:
+                channel = await self._connect(other.host, other.port)
                 channel.send({"link": dataclasses.asdict(self._me)})
                 self._add(other.node, channel)
                 self._spawn(self._read(other.node, channel))

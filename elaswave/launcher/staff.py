@@ -91,6 +91,7 @@ class Staff:
     def _follow(self, title: str, logs: Logs) -> None:
         for path, is_error in zip(logs, (False, True), strict=True):
             if path:
+                path.unlink(missing_ok=True)  # of an earlier job: its lines are not this one's
                 self._console.follow(path, f"[{title}] ", is_error=is_error)
 
     def of_token(self, token: object) -> Process:

@@ -72,9 +72,6 @@ def act(action: str, heard: Heard, link: agent_link.AgentLink) -> None:
         heard.wait(lambda events: any(e["event"] == "agent_lost" and e["node"] == int(operand) for e in events))
     elif name == "exit":
         sys.exit(int(operand))
-    elif name == "child":
-        child = subprocess.Popen(["sleep", "600"])
-        say(f"child {child.pid}")
     elif name == "agent_ended":
         heard.wait(lambda events: any(event["event"] == "agent_ended" for event in events))
     elif name == "signal":
@@ -91,11 +88,14 @@ def main() -> None:
     link = agent_link.of_process()
     assert link
     link.subscribe(heard)
+    own = ",".join(word.partition(":")[2] for word in sys.argv[1:] if word.partition(":")[0] in (str(RANK), "all"))
+    if "child" in own.split(","):  # before anybody knows this rank and can do something to it
+        say(f"child {subprocess.Popen(['sleep', '600']).pid}")
     link.hello(f"member-{RANK}", f"handle-of-{RANK}")
     say(f"pid {os.getpid()} of rank {RANK}")
-    own = [word.partition(":")[2] for word in sys.argv[1:] if word.partition(":")[0] in (str(RANK), "all")]
-    for action in filter(None, ",".join(own).split(",")):
-        act(action, heard, link)
+    for action in own.split(","):
+        if action not in ("", "child"):
+            act(action, heard, link)
     say(f"done {RANK}")
 
 

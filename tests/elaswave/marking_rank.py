@@ -29,19 +29,26 @@ def main() -> None:
     how = dict(word.split(":") for word in sys.argv[1:]).get(str(RANK), "none")
     link = agent_link.of_process()
     assert link
-    marks, told, dead = MarkWriter(), threading.Event(), threading.Event()
+    marks, told, dead, all_there = MarkWriter(), threading.Event(), threading.Event(), threading.Event()
+    there = set()
 
     def hear(event: agent_link.Message) -> None:
         if event["event"] == "hang":
             told.set()
         if event["event"] == "death":
             dead.set()
+        if event["event"] == "joined":
+            there.add(event["rank"])
+            if len(there) == NUM_RANKS:
+                all_there.set()
 
     link.show(marks_fd=marks.fd, stacks_fd=stacks.register(), stacks_signal=stacks.SIGNAL)
     link.subscribe(hear)
     for step in range(2):
         marks.begin(step)
         marks.commit(step)
+    link.hello(str(RANK), "")
+    assert all_there.wait(60)  # else the first would be silent alone
     marks.begin(2)
     os.write(1, f"rank {RANK} is in step 2\n".encode())
     if how == "sleep":
@@ -54,11 +61,12 @@ def main() -> None:
         marks.pause("evaluation")
         assert dead.wait(60)
         marks.resume()
+    elif how == "silent":
+        assert dead.wait(60)
     else:
         assert told.wait(60)
-        if how == "none":
+        while not dead.wait(0.05):
             marks.alive()
-        assert dead.wait(60)
     marks.commit(2)
     os.write(1, f"done {RANK}\n".encode())
 

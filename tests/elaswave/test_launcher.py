@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -49,9 +50,8 @@ def test_too_few_are_left_ends_the_others_with_the_status_of_the_one_that_failed
     assert not job.pids()  # not even the children of the ranks
 
 
-@pytest.mark.parametrize(("own", "expected"), [("exit=86", 86), ("exit=87", 87), ("kill", 137)])
-def test_the_status_of_ranks_that_all_fail_is_the_jobs(launch: Launcher, own: str, expected: int) -> None:
-    run(launch, "--nproc-per-node", "1", "--", f"all:{own}").wait(expect=expected)
+def test_the_status_of_ranks_that_all_fail_is_the_jobs(launch: Launcher) -> None:
+    run(launch, "--nproc-per-node", "2", "--", "all:exit=87").wait(expect=87)
 
 
 def test_a_fenced_rank_is_killed_with_all_it_started(launch: Launcher) -> None:
@@ -62,7 +62,7 @@ def test_a_fenced_rank_is_killed_with_all_it_started(launch: Launcher) -> None:
     until(lambda: not is_running(child))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_signals_reach_the_workers_whose_answer_is_the_jobs(launch: Launcher, number: signal.Signals) -> None:
     job = run(launch, "--nproc-per-node", "2", "--", "all:joined,signal")
     for rank in range(2):
@@ -89,6 +89,27 @@ def test_workers_go_on_when_their_agent_is_killed(launch: Launcher) -> None:
     job.wait_for("done 0")
     job.wait_for("done 1")
     until(lambda: not job.pids())
+
+
+def test_leashed_workers_end_with_their_agent(launch: Launcher) -> None:
+    job = run(launch, "--nproc-per-node", "2", "--leash", "--", "all:death=9")
+    for rank in range(2):
+        job.wait_for(f"pid .* of rank {rank}")
+    job.signal(signal.SIGKILL)
+    until(lambda: not job.pids())
+
+
+def test_a_signal_while_the_agents_meet_ends_the_waiting(launch: Launcher, free_port: int) -> None:
+    meeting = ["--nnodes", "2", "--master", f"127.0.0.1:{free_port}"]
+    job = launch([sys.executable, "-m", "elaswave.launcher", *meeting, RANK_SCRIPT], env={"ELASWAVE_SECRET": "5ec4e7"})
+    until(lambda: is_listening(free_port))
+    job.signal(signal.SIGTERM)
+    job.wait(expect=128 + signal.SIGTERM)
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.parametrize(

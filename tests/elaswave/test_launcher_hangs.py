@@ -1,5 +1,6 @@
 """Hangs: the rules, and real processes that hang in every way."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -78,8 +79,6 @@ def test_straggler_scores_are_ratios_to_the_median_of_those_known() -> None:
 
 
 def test_marks_are_read_by_another_process_as_written() -> None:
-    import os
-
     writer = MarkWriter()
     reader = MarkReader(os.getpid(), writer.fd)
     assert reader.read().num_commits == 0
@@ -99,8 +98,6 @@ def test_marks_are_read_by_another_process_as_written() -> None:
 
 
 def test_what_is_no_page_of_marks_is_refused(tmp_path: Path) -> None:
-    import os
-
     with (tmp_path / "other").open("wb+") as file:
         file.write(bytes(4096))
         file.flush()
@@ -108,8 +105,8 @@ def test_what_is_no_page_of_marks_is_refused(tmp_path: Path) -> None:
             MarkReader(os.getpid(), file.fileno())
 
 
-def run(launch: Launcher, *hows: str, num_ranks: int, failure_timeout_s: float = 2) -> Launched:
-    options = ["--nproc-per-node", str(num_ranks), "--failure-timeout-s", str(failure_timeout_s)]
+def run(launch: Launcher, *hows: str, num_ranks: int) -> Launched:
+    options = ["--nproc-per-node", str(num_ranks), "--failure-timeout-s", "1"]
     return launch([sys.executable, "-m", "elaswave.launcher", *options, RANK_SCRIPT, *hows])
 
 
@@ -134,7 +131,7 @@ def test_a_stopped_process_is_killed_though_it_can_say_nothing(launch: Launcher)
 
 
 def test_where_nobody_answers_one_is_killed_and_the_others_are_free(launch: Launcher) -> None:
-    job = run(launch, "0:sleep", "1:silent", num_ranks=2, failure_timeout_s=1)
+    job = run(launch, "0:sleep", "1:silent", num_ranks=2)
     job.wait(expect=0)  # rank 1 made its mark later, and was waiting for rank 0
     assert job.output.count("hung in step 2 and was killed") == 1
     assert "done 1" in job.output

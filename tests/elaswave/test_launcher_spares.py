@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from launching import Launcher
+from polling import until
 
 RANK_SCRIPT = Path(__file__).parent / "replaced_rank.py"
 
@@ -37,6 +38,4 @@ def test_a_spare_ends_with_its_agent(launch: Launcher) -> None:
     job.signal(signal.SIGKILL)
     os.kill(rank, signal.SIGKILL)
     job.wait(expect=-signal.SIGKILL)
-    from polling import until
-
     until(lambda: not job.pids())

@@ -110,6 +110,7 @@ class Cluster:
             "SelectType": "select/cons_tres",
             "SelectTypeParameters": "CR_Core",
             "SchedulerType": "sched/backfill",
+            "SchedulerParameters": "batch_sched_delay=0,sched_min_interval=0",
             "MpiDefault": "none",
             "ReturnToService": 2,
             "SlurmdTimeout": 10,
