@@ -70,7 +70,8 @@ def find_at_fault(
     late = [rank for rank, suspect in suspects.items() if now_ns - suspect.since_ns >= answer_ns]
     if others_live or not late:
         return late
-    return [min(late, key=lambda rank: suspects[rank].marked_at_ns)]
+    oldest = min(suspects, key=lambda rank: suspects[rank].marked_at_ns)
+    return [oldest] if oldest in late else []
 
 
 def straggler_scores(median_s: Mapping[int, float]) -> dict[int, float]:
