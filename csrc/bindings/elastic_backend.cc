@@ -446,4 +446,19 @@ WorkPtr ElasticBackend::recv(Tensors& tensors, int from, int tag) {
   return work;
 }
 
+WorkPtr ElasticBackend::recvAnysource(Tensors& tensors, int tag) {
+  Request request(OpType::RECVANYSOURCE, "elastic:recv");
+  const Piece piece = request.Bytes(Only(tensors, request.title), Staging::kOut);
+  const auto work =
+      c10::make_intrusive<ElasticWork>(getRank(), request.type, request.title, Tensors(), request.outputs, 1);
+  const auto staging = request.staging;
+  group_->ReceiveAny(static_cast<uint32_t>(tag), piece.data, piece.count,
+                     [work, staging](const Status& status, int from) {
+                       work->SetSource(from);
+                       if (status.ok()) staging->CopyOut();
+                       work->Complete(status);
+                     });
+  return work;
+}
+
 }  // namespace elastates

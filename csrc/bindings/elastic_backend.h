@@ -70,6 +70,7 @@ class ElasticBackend : public c10d::Backend {
 
   WorkPtr send(Tensors& tensors, int to, int tag) override;
   WorkPtr recv(Tensors& tensors, int from, int tag) override;
+  WorkPtr recvAnysource(Tensors& tensors, int tag) override;
 
  private:
   struct Request;  // a work with the collectives that it consists of

@@ -9,6 +9,7 @@ namespace {
 
 constexpr char kRevokeTopic[] = "revoke";
 constexpr char kFarewellTopic[] = "farewell";
+constexpr char kPairTopic[] = "pair";
 
 }  // namespace
 
@@ -20,6 +21,10 @@ uint64_t GroupId(const std::string& name) {
 
 Hub::Hub(Messenger& messenger, Neighbours* neighbours) : messenger_(messenger), neighbours_(neighbours) {
   HandleControl(kRevokeTopic, [this](MemberId, const std::string& content) { OnRevokeMessage(content); });
+  HandleControl(kPairTopic, [this](MemberId from, const std::string& content) {
+    const auto group = FindGroup(std::strtoull(content.c_str(), nullptr, 10));
+    if (group) group->OnPairMessage(from, content);
+  });
   HandleControl(kFarewellTopic, [this](MemberId from, const std::string&) {
     std::lock_guard<std::mutex> lock(mutex_);
     has_left_.insert(from);
@@ -51,6 +56,8 @@ Result<std::shared_ptr<QueuedGroup>> Hub::MakeGroup(const std::string& name, Vie
                                  const std::string& why) { Announce(revoked, revoked_view, why); };
     group = slot = std::make_shared<QueuedGroup>(messenger_, GroupId(name), name, std::move(view), announce);
     if (neighbours_ != nullptr) group->ShareMemory(neighbours_);
+    group->SetPairMessages(
+        [this](MemberId to, const std::string& content) { SendControl(to, kPairTopic, content); });
   }
   Remember(*group->view());
   RevokeIfLost(*group);

@@ -13,8 +13,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Keeps messages between two members apart from those of operations.
-constexpr uint64_t kPairSequence = uint64_t{1} << 63;
 constexpr size_t kScratchAlignment = 64;
 constexpr double kLongestTimeoutS = 1e8;  // three years; what is longer overflows the clock
 
@@ -289,53 +287,15 @@ Status QueuedGroup::Install(View view) {
   view_ = std::make_shared<const View>(std::move(view));
   rank_ = rank;
   num_queued_ = 0;
-  num_sent_.clear();
-  num_received_.clear();
+  ForgetPairsLocked();
   phase_ = Phase::kOpen;
   why_.clear();
+  const auto early = std::move(early_pair_messages_);
+  early_pair_messages_.clear();
   lock.unlock();
+  for (const auto& [from, content] : early) OnPairMessage(from, content);
   if (is_revoked_already) RevokeSoon(revoked_epoch_why_);
   return Status::Ok();
-}
-
-void QueuedGroup::Send(int to, uint32_t tag, const void* data, size_t size_bytes, Done done) {
-  std::unique_lock<std::mutex> lock(mutex_);
-  Status failure = FailureLocked();
-  if (failure.ok()) {
-    Result<MessageAddress> address = NextPairAddressLocked(num_sent_, to, tag);
-    failure = address.status();
-    if (failure.ok()) {  // posted under the lock: nothing is posted after what Settle() takes back
-      messenger_.Send(view_->members[to].id, address.value(), data, size_bytes, std::move(done));
-      return;
-    }
-  }
-  lock.unlock();
-  done(failure);
-}
-
-void QueuedGroup::Receive(int from, uint32_t tag, void* data, size_t size_bytes, Done done) {
-  std::unique_lock<std::mutex> lock(mutex_);
-  Status failure = FailureLocked();
-  if (failure.ok()) {
-    Result<MessageAddress> address = NextPairAddressLocked(num_received_, from, tag);
-    failure = address.status();
-    if (failure.ok()) {
-      messenger_.Receive(view_->members[from].id, address.value(), data, size_bytes, std::move(done));
-      return;
-    }
-  }
-  lock.unlock();
-  done(failure);
-}
-
-Result<MessageAddress> QueuedGroup::NextPairAddressLocked(PairCounts& counts, int peer, uint32_t tag) {
-  const int size = static_cast<int>(view_->members.size());
-  if (peer < 0 || peer >= size || peer == rank_) {
-    return Status(StatusCode::kInvalidArgument, "rank " + std::to_string(peer) + " is no peer of rank " +
-                                                    std::to_string(rank_) + " in a group of " +
-                                                    std::to_string(size));
-  }
-  return MessageAddress{id_, view_->epoch, tag, kPairSequence | counts[{peer, tag}]++};
 }
 
 void QueuedGroup::Close() {
@@ -399,9 +359,12 @@ void QueuedGroup::Settle(std::unique_lock<std::mutex>& lock) {
   const uint32_t epoch = view_->epoch;
   std::deque<Queued> dropped = std::move(queue_);
   queue_.clear();
+  std::deque<AnyReceive> unsent = std::move(any_receives_);
+  any_receives_.clear();
   lock.unlock();
   messenger_.Cancel(id_, epoch, failure);
   for (Queued& queued : dropped) queued.done(failure);
+  for (AnyReceive& receive : unsent) receive.done(failure, -1);
   dropped.clear();
   lock.lock();
   is_settled_ = phase_ != Phase::kClosed || failure.code() == StatusCode::kCancelled;

@@ -17,6 +17,7 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "base/thread.h"
 #include "comm/group.h"
@@ -61,6 +62,16 @@ class QueuedGroup : public Group {
   void Send(int to, uint32_t tag, const void* data, size_t size_bytes, Done done);
   void Receive(int from, uint32_t tag, void* data, size_t size_bytes, Done done);
 
+  // From whoever has sent, or is the first to send, with this tag; `done` is told the rank, -1 with an error.
+  // The members are asked to say when they have sent more than has been received, by control messages: sends
+  // cost nothing more. REQUIRES: all members have the group.
+  using DoneFrom = std::function<void(Status status, int from)>;
+  void ReceiveAny(uint32_t tag, void* data, size_t size_bytes, DoneFrom done);
+  // What a member's ReceiveAny() asks, and the answer to one of ours; on the messenger's thread.
+  void OnPairMessage(MemberId from, const std::string& content);
+  using SendPairMessage = std::function<void(MemberId to, const std::string& content)>;
+  void SetPairMessages(SendPairMessage send);  // REQUIRES: nothing has been run yet
+
   // Fails what is queued and running with kCancelled and ends the thread. Idempotent; not on its own thread.
   void Close();
 
@@ -86,6 +97,17 @@ class QueuedGroup : public Group {
   // REQUIRES: mutex_ is held, the group is open. Errors: no such peer.
   Result<MessageAddress> NextPairAddressLocked(PairCounts& counts, int peer, uint32_t tag);
 
+  struct AnyReceive {
+    uint32_t tag;
+    void* data;
+    size_t size_bytes;
+    DoneFrom done;
+  };
+  enum class PairMessage { kAsk, kOffer };
+  void TellLocked(PairMessage kind, int to, uint32_t tag, uint64_t count);
+  void MatchOffersLocked(uint32_t tag);
+  void ForgetPairsLocked();
+
   Messenger& messenger_;  // not touched once closed
   const MemberId self_;
   const uint64_t id_;
@@ -102,6 +124,11 @@ class QueuedGroup : public Group {
   std::deque<Queued> queue_;
   uint64_t num_queued_ = 0;
   PairCounts num_sent_, num_received_;
+  std::deque<AnyReceive> any_receives_;  // that nobody has sent to yet
+  PairCounts offered_;                   // how many a peer has said that it has sent
+  PairCounts asked_;                     // tell the peer when more than so many are sent
+  std::vector<std::pair<MemberId, std::string>> early_pair_messages_;  // of newer epochs
+  SendPairMessage send_pair_message_;
   uint32_t revoked_epoch_ = 0;  // of a newer epoch than the view's, with its reason
   std::string revoked_epoch_why_;
   std::function<void()> wake_on_stop_;  // of the running operation

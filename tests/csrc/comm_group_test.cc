@@ -164,6 +164,41 @@ TEST(pairs_meet_by_tag_and_count) {
   for (int i = 0; i < 4; ++i) CHECK_EQ(got[i], sent[i]);
 }
 
+TEST(a_receive_from_anybody_takes_what_was_sent_before_or_comes_later) {
+  Team team(3, {3, 0.001});
+  const int sent[3] = {0, 11, 22};
+  int got[2] = {};
+  std::promise<int> sources[2];
+  const auto sent_well = [](const Status& status) { CHECK_OK(status); };
+  const auto receive = [&](int i) {
+    team.at(0).ReceiveAny(4, &got[i], sizeof(int), [&sources, i](const Status& status, int from) {
+      CHECK_OK(status);
+      sources[i].set_value(from);
+    });
+  };
+  team.at(1).Send(0, 4, &sent[1], sizeof(int), sent_well);
+  receive(0);
+  CHECK_EQ(sources[0].get_future().get(), 1);
+  receive(1);
+  team.at(2).Send(0, 4, &sent[2], sizeof(int), sent_well);
+  CHECK_EQ(sources[1].get_future().get(), 2);
+  CHECK_EQ(got[0], 11);
+  CHECK_EQ(got[1], 22);
+}
+
+TEST(a_receive_from_anybody_fails_with_the_group) {
+  Team team(2);
+  int got = 0;
+  std::promise<Status> failed;
+  team.at(0).ReceiveAny(0, &got, sizeof(got), [&](Status status, int from) {
+    CHECK_EQ(from, -1);
+    failed.set_value(std::move(status));
+  });
+  team.at(0).Revoke("enough");
+  std::future<Status> outcome = failed.get_future();
+  CHECK_EQ(Outcome(outcome).code(), StatusCode::kRevoked);
+}
+
 TEST(pairs_fail_with_the_group) {
   Team team(2);
   int got = 0;

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import elaswave
+from elaswave import backend
 
 RANK, NUM_RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 LENGTHS = (1, 1000, 40_001)  # elements per rank: one, a few, more than a block of a ring with eight-byte types
@@ -202,7 +203,16 @@ def against_numbers() -> None:
         for tensor in several:
             dist.all_reduce(tensor)
     assert all(tensor.eq(sum(range(NUM_RANKS)) + NUM_RANKS).all() for tensor in several)
-    dist.monitored_barrier(timeout=timedelta(seconds=60)) if dist.get_backend() == "gloo" else None
+    if RANK == 2:
+        seen = {}
+        for _ in range(NUM_RANKS - 1):
+            from_anybody = torch.zeros(2)
+            source = dist.recv(from_anybody)
+            seen[source] = from_anybody.tolist()
+        assert seen == {rank: [float(rank)] * 2 for rank in range(NUM_RANKS) if rank != 2}
+    else:
+        dist.send(torch.full((2,), float(RANK)), 2)
+    dist.group.WORLD.monitored_barrier(timedelta(seconds=60))
     result(passed=True)
 
 
@@ -215,7 +225,6 @@ def refusals() -> None:
         lambda: dist.all_reduce(torch.ones(2).to(torch.float8_e4m3fn)),
         lambda: dist.all_gather_into_tensor(torch.zeros(NUM_RANKS + 1), torch.ones(1)),
         lambda: dist.all_to_all_single(torch.zeros(4), torch.ones(4), [4, 1, 0], [1, 1, 2]),
-        lambda: dist.all_reduce(torch.ones(2, device="meta")),
     ):
         try:
             attempt()
@@ -247,6 +256,49 @@ def killed() -> None:
     result(failures=failures)
 
 
+def mean_gradient(net: torch.nn.Module, of_rank: float) -> float:
+    net.zero_grad()
+    net(torch.full((1, 1), float(of_rank))).sum().backward()
+    (parameter,) = net.parameters()
+    return float(parameter.grad)
+
+
+def edited() -> None:
+    """Rank 1 dies; the others take it out of the group, and everything made before goes on in it."""
+    net = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1, bias=False))
+    before = mean_gradient(net, RANK)
+    if RANK == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        dist.barrier()
+    except dist.DistBackendError as error:
+        told = elaswave.lost(error)
+    assert told
+    assert told.ranks == (1,)
+    group, pairs_before = backend.comm_group_of(), list(dist.distributed_c10d._world.pg_group_ranks)
+    group.revoke("edited")
+    members = [handle for rank, handle in enumerate(group.handles()) if rank != 1]
+    backend.start_endpoint().install(group, group.epoch + 1, members, 60)
+    backend.adopt_view()
+    assert list(dist.distributed_c10d._world.pg_group_ranks) == pairs_before
+    tensor = torch.full((70_000,), float(RANK))
+    dist.all_reduce(tensor)
+    sub = dist.new_group([0, 2])
+    in_sub = torch.ones(1)
+    if dist.get_rank() != 1:
+        dist.all_reduce(in_sub, group=sub)
+    result(
+        rank=dist.get_rank(),
+        size=dist.get_world_size(),
+        ranks=dist.get_process_group_ranks(dist.group.WORLD),
+        ddp_size=net.process_group.size(),
+        backend_rank=dist.group.WORLD._get_backend(torch.device("cpu")).rank(),
+        sum=tensor[-1].item(),
+        gradients=[before, mean_gradient(net, RANK)],
+        in_sub=in_sub.item(),
+    )
+
+
 def main() -> None:
     global GLOO
     torch.set_num_threads(1)
@@ -254,7 +306,7 @@ def main() -> None:
     GLOO = dist.new_group(backend="gloo")
     for name in sys.argv[1:]:
         globals()[name]()
-    if "killed" not in sys.argv:
+    if not {"killed", "edited"} & set(sys.argv):
         dist.barrier()
         dist.destroy_process_group()
 

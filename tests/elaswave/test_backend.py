@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from launching import Launcher
 
 JOB = Path(__file__).parent / "backend_job.py"
@@ -38,7 +39,6 @@ def test_what_cannot_be_done_is_refused_and_the_group_lives_on(launch: Launcher,
                 "there is no reduction of them",
                 "all-gather from 4 elements to 6",
                 "expected 2 split sizes, got 3",
-                "meta",
             ),
             strict=True,
         ):
@@ -55,3 +55,21 @@ def test_a_killed_rank_is_named_to_all_who_wait(launch: Launcher, free_port: int
         if rank == 0:
             expected["sub"] = [[1], 1]  # in a group of two, it was rank 1
         assert told["failures"] == expected
+
+
+def test_an_edit_changes_rank_and_size_in_place(launch: Launcher, free_port: int) -> None:
+    ranks = launch.ranks(JOB, "edited", num_ranks=4, port=free_port)
+    ranks[1].wait(expect=-9)
+    for new_rank, old_rank in enumerate((0, 2, 3)):
+        ranks[old_rank].wait()
+        (told,) = results_of(ranks[old_rank].output)
+        assert told == {
+            "rank": new_rank,
+            "size": 3,
+            "ranks": [0, 1, 2],
+            "ddp_size": 3,
+            "backend_rank": new_rank,
+            "sum": 0.0 + 2 + 3,
+            "gradients": [(0 + 1 + 2 + 3) / 4, pytest.approx((0 + 2 + 3) / 3)],
+            "in_sub": 1.0 if new_rank == 1 else 2.0,
+        }
