@@ -17,7 +17,7 @@ from typing import Any
 import torch.distributed as dist
 
 from elaswave.errors import ElasWaveError
-from elaswave.group import ElasticGroup, announce_joiner
+from elaswave.group import ElasticGroup, announce_joiner, view_from
 from elaswave.timeouts import Timeouts
 from elaswave.views import ViewService
 
@@ -61,13 +61,15 @@ def _create_default_group(options: Any, endpoint: Any) -> Any:
     atexit.register(service.close)
     if int(os.environ.get("ELASWAVE_ATTEMPT", "0")):
         announce_joiner(options.store, name, endpoint.handle)
-        epoch, handles, _, _ = service.keeper.await_welcome(options.timeout.total_seconds())
+        agreed = service.keeper.await_welcome(options.timeout.total_seconds())
+        view = view_from(agreed, num_ranks_before=0)
+        epoch, handles = view.epoch, list(view.handles)
     else:
-        epoch, handles = FIRST_EPOCH, _exchange_handles(options, name, endpoint.handle)
+        view, epoch, handles = None, FIRST_EPOCH, _exchange_handles(options, name, endpoint.handle)
         service.keeper.open(epoch, handles)
     group = _make_comm_group(options, endpoint, name, epoch, handles)
     process_group = _elastates.ElasticProcessGroup(options.store, endpoint, group, options.timeout.total_seconds())
-    ElasticGroup(process_group, service, options.store)
+    ElasticGroup(process_group, service, options.store, view)
     return process_group
 
 

@@ -10,12 +10,14 @@ except RuntimeError as error:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import weakref
 from typing import Any, ClassVar
 
 import torch.distributed as dist
 
+from elaswave import timeline
 from elaswave.errors import FencedError, NoQuorumError, ViewError
 from elaswave.views import ViewService
 
@@ -74,8 +76,10 @@ class ElasticGroup:
 
     _groups: ClassVar[weakref.WeakKeyDictionary[Any, ElasticGroup]] = weakref.WeakKeyDictionary()
 
-    def __init__(self, process_group: Any, service: ViewService, store: Any) -> None:
+    def __init__(self, process_group: Any, service: ViewService, store: Any, view: View | None) -> None:
         """Made by the backend, with the process group; use ``of()``."""
+        self.view = view
+        """the last that was taken up: of ``recover()``, or the one in which this process joined; None at the start"""
         self._process_group = weakref.ref(process_group)
         self._service = service
         self._store = store
@@ -161,17 +165,24 @@ class ElasticGroup:
     def recover(self, payload: bytes = b"", *, timeout_s: float | None = None) -> View:
         """Revoke, agree, edit: what a member does after a loss, or to let others in. A collective of all that live.
 
-        Returns once the group works again, in the view that all its members have got.
+        Returns once the group works again, in the view that all its members have got. Where somebody dies before it
+        is taken up they agree again; ``ranks`` and ``lost`` count from the view that the group worked in before.
         """
-        self.revoke()
+        timeline.note("loss", rank=self.rank)
+        num_ranks_before, origins = self.num_ranks, tuple[int | None, ...](range(self.num_ranks))
         while True:
-            view = self.agree(payload, timeout_s=timeout_s)
-            try:
-                self.edit(view)
-            except ViewError:  # somebody has died since: all find that out, and agree again
+            with timeline.phase("agree"):
                 self.revoke()
-                continue
-            return view
+                timeline.note("revoked", rank=self.rank)
+                view = self.agree(payload, timeout_s=timeout_s)
+                timeline.note("agreed", rank=self.rank, epoch=view.epoch)
+            origins = tuple(None if rank is None else origins[rank] for rank in view.ranks)
+            with timeline.phase("edit"), contextlib.suppress(ViewError):  # somebody has died since: all find that out
+                self.edit(view)
+                timeline.note("edited", rank=self.rank, epoch=view.epoch)
+                lost = set(range(num_ranks_before)).difference(origins)
+                self.view = dataclasses.replace(view, ranks=origins, lost=tuple(sorted(lost)))
+                return self.view
 
     def grow(self, payload: bytes = b"", *, timeout_s: float | None = None) -> View:
         """``recover()`` that takes in those who want to join: a collective of all members, at a step boundary.

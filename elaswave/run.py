@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.distributed as dist
@@ -16,6 +15,9 @@ from elaswave.launcher.hangs import straggler_scores
 from elaswave.marks import MarkWriter
 from elaswave.place import Place
 from elaswave.timeouts import Timeouts
+
+if TYPE_CHECKING:
+    from elaswave.group import ElasticGroup, View
 
 Phase = Literal["begin", "computed", "commit", "alive"]
 
@@ -65,7 +67,7 @@ class Run:
         return self.group.epoch if self.backend == "elastic" else 0
 
     @property
-    def group(self) -> Any:
+    def group(self) -> ElasticGroup:
         """The default process group as one that can be edited (elaswave/group.py: ElasticGroup).
 
         Raises:
@@ -73,9 +75,16 @@ class Run:
         """
         if self.backend != "elastic":
             raise ElasWaveError(f"backend {self.backend!r} cannot be edited: elaswave.join(backend='elastic')")
-        return importlib.import_module("elaswave.group").ElasticGroup.of(dist.group.WORLD)
+        from elaswave.group import ElasticGroup
 
-    def recover(self, payload: bytes = b"") -> Any:
+        return ElasticGroup.of(dist.group.WORLD)
+
+    @property
+    def view(self) -> View | None:
+        """The last that was taken up, by ``recover()`` or by joining; None for who was there from the start."""
+        return self.group.view
+
+    def recover(self, payload: bytes = b"") -> View:
         """After a loss: revoke, agree with the survivors, edit the group in place. Collective among them.
 
         Returns:
@@ -136,5 +145,6 @@ class Run:
     def _leave_the_wait(self, why: str) -> None:
         """Free the training thread if it waits for a rank that hangs: by answering it shows that it does not itself."""
         if self.backend == "elastic" and dist.is_initialized():
-            comm_group_of = importlib.import_module("elaswave.backend").comm_group_of
+            from elaswave.backend import comm_group_of
+
             comm_group_of().revoke(why)

@@ -15,7 +15,6 @@ Shapes: B = rows of a micro-batch, T = context (bytes per row), D = width.
 import contextlib
 import dataclasses
 import os
-import signal
 import sys
 import time
 from datetime import timedelta
@@ -33,10 +32,10 @@ import datastates
 from gpt.config import Config, read_config
 from gpt.data import Rows, token_cache
 from gpt.model import GPT, lr_fraction, make_optimizer
+from gpt.process import PhaseMark, StopSignals
 from gpt.reports import (
     Metrics,
     MetricsHook,
-    PhaseMark,
     checkpoint_metrics,
     print_progress,
     write_json_lines,
@@ -58,7 +57,7 @@ def local_rank() -> int:
     return from_launcher("LOCAL_RANK SLURM_LOCALID OMPI_COMM_WORLD_LOCAL_RANK", 0)
 
 
-def join_job() -> torch.device:
+def join_job(backend: str) -> torch.device:
     """Join the process group that the launcher describes, or run alone without one; returns this rank's device."""
     rank = from_launcher("RANK SLURM_PROCID OMPI_COMM_WORLD_RANK", 0)
     num_ranks = from_launcher("WORLD_SIZE SLURM_NTASKS OMPI_COMM_WORLD_SIZE", 1)
@@ -69,7 +68,7 @@ def join_job() -> torch.device:
         torch.use_deterministic_algorithms(True)
         torch.cuda.set_device(local_rank())
     alone = dist.HashStore() if num_ranks == 1 else None
-    backend = "nccl" if cuda else "gloo"
+    backend = backend or ("nccl" if cuda else "gloo")
     dist.init_process_group(backend, store=alone, rank=rank, world_size=num_ranks, timeout=COLLECTIVE_TIMEOUT)
     return torch.device("cuda", local_rank()) if cuda else torch.device("cpu")
 
@@ -103,18 +102,6 @@ def sum_over_ranks(*values: float, device: torch.device) -> list[float]:
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, mine)
     return [sum(column) for column in zip(*(one.tolist() for one in everyone), strict=True)]
-
-
-class StopSignals:
-    """Remembers a SIGTERM or SIGUSR1; `run_steps` lets the ranks agree on the step after which they stop."""
-
-    def __init__(self) -> None:
-        self.received = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._remember)
-
-    def _remember(self, _number: int, _frame: object) -> None:
-        self.received = True
 
 
 # ---- the loop -------------------------------------------------------------------------------------------------------
@@ -243,7 +230,12 @@ def say(text: str) -> None:
 
 if __name__ == "__main__":
     settings = read_config(__doc__)
-    train(settings, join_job())
+    if settings.backend == "elastic":
+        from gpt import elastic
+
+        elastic.train(settings)
+    else:
+        train(settings, join_job(settings.backend))
     dist.destroy_process_group()
     # All is closed and on storage. torch's threads may still come back for the interpreter while it goes down, which
     # aborts the process ("terminate called without an active exception"): do not go down.

@@ -67,9 +67,14 @@ def hold_gil(target: Target, _: Surroundings) -> None:
 
 def slow(target: Target, around: Surroundings) -> End:
     """The process gets a share of a core, and all of them back at the end."""
+    return limit_cpu(target, around.cpu_share) or _by_turns(target, around.cpu_share)
+
+
+def limit_cpu(target: Target, cores: float) -> End | None:
+    """A CPU quota for the process, by a cgroup of its own; ``None`` where cgroups cannot be written."""
     with contextlib.suppress(OSError):
-        return _under_quota(target, around.cpu_share)
-    return _by_turns(target, around.cpu_share)
+        return _under_quota(target, cores)
+    return None
 
 
 def agent(target: Target, _: Surroundings) -> End | None:

@@ -23,6 +23,8 @@ class Config:
     """directory of the token caches (.npy), which jobs may share"""
     dump_final: str = ""
     """file to which the last step's parameters and moments are saved with plain safetensors; empty: none"""
+    backend: str = ""
+    """of torch.distributed: gloo, nccl, or elastic, where ranks may die and the others go on; empty: what fits"""
     seed: int = 1
     """seed of the initial weights, of dropout and of the order of the data"""
     steps: int = 60

@@ -1,7 +1,6 @@
-"""What a run tells: metrics after every step, and where a rank was when it died."""
+"""What a run tells after every step."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +37,9 @@ def write_tensorboard(config: Config, start: int) -> MetricsHook:
 
 def print_progress(config: Config, _start: int) -> MetricsHook:
     def on_metrics(step: int, metrics: Metrics) -> None:
+        if "loss" not in metrics:
+            print(f"step {step:>4}/{config.steps}  eval loss {metrics['eval_loss']:.4f}", flush=True)
+            return
         line = f"step {step:>4}/{config.steps}  loss {metrics['loss']:.4f}  {metrics['tokens_per_s']:>7,.0f} tokens/s"
         if "checkpoint_stall_ms" in metrics:
             line += f"  stall {metrics['checkpoint_stall_ms']:6.1f} ms  durable lag {metrics['durable_lag_steps']}"
@@ -52,14 +54,3 @@ def checkpoint_metrics(step: int, before: datastates.CheckpointStats, now: datas
     lag_steps = step - (-1 if now.last_durable_step is None else now.last_durable_step)
     metrics = {"checkpoint_stall_ms": stall_s * 1e3, "durable_lag_steps": lag_steps}
     return metrics | ({"durable_mb_s": now.last_durable_mb_s} if now.last_durable_mb_s else {})
-
-
-class PhaseMark:
-    """A small file that says what this rank is doing, so that after a sudden death one knows where it was."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
-
-    def __call__(self, step: int, phase: str) -> None:
-        os.pwrite(self._file, f"{step:>10} {phase:<10}\n".encode(), 0)  # one short write: never seen half
