@@ -24,8 +24,9 @@ help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Variables: TORCH=$(TORCH) (also 2.15.0), PYTEST_ARGS='-k gate', MAX_JOBS=$(MAX_JOBS), PYTHON=$(PYTHON)"
 
-train: $(VENV)/installed  ## Run the main job: train a GPT, checkpoint at every step, be killed, resume bit for bit.
+train: $(VENV)/installed  ## Run the main job: train a GPT, be killed, resume bit for bit; then let ranks die and go on.
 	$(BIN)/python examples/train_story.py
+	$(BIN)/python examples/elastic_story.py
 
 test: $(VENV)/installed $(VENV)/development  ## Run the tests against the installed build of this checkout.
 	$(BIN)/python -P -m pytest $(PYTEST_ARGS)
