@@ -20,7 +20,7 @@ Result<std::unique_ptr<Segment>> MakeSegment(LinkPoolOptions* options) {
   Result<std::unique_ptr<Segment>> segment = Segment::Create(options->id);
   if (!segment.ok()) {
     return segment.status().WithContext(std::string("no shared memory (") + kNoSharedMemory +
-                                        "=1 on all ranks of this host does without)");
+                                        "=1 on all ranks of the job does without)");
   }
   options->segment_fd = segment.value()->fd();
   return segment;

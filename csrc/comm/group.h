@@ -47,7 +47,8 @@ class Operation {
   virtual Status Check() = 0;
   virtual void WakeOnStop(std::function<void()> wake) = 0;
 
-  // What does collectives through memory that all members share; null where they do not, for all alike.
+  // What does collectives among members of one host through memory that they share; null on all members of
+  // the group if they do not.
   virtual LocalCollectives* local() { return nullptr; }
 
   // At least so many bytes, 64-byte aligned, kept between operations of the group; grows as asked. Asking for

@@ -99,9 +99,7 @@ class QueuedGroup::RunningOperation : public Operation {
     if (group_.phase_ != Phase::kOpen) group_.wake_on_stop_();
   }
 
-  LocalCollectives* local() override {
-    return group_.local_ && LocalCollectives::Handles(*view_) ? group_.local_.get() : nullptr;
-  }
+  LocalCollectives* local() override { return group_.local_.get(); }
 
   char* Scratch(size_t size_bytes) override {
     if (size_bytes > group_.scratch_size_bytes_) {

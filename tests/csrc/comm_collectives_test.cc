@@ -5,6 +5,7 @@
 
 #include "comm/collectives/collectives.h"
 #include "comm/collectives/messages.h"
+#include "comm/collectives/two_levels.h"
 #include "comm_parts.h"
 
 namespace elastates {
@@ -50,7 +51,7 @@ struct Trial {
   }
 };
 
-constexpr Way kWays[] = {Way::kMessages, Way::kSharedMemory, Way::kWindows};
+constexpr Way kWays[] = {Way::kMessages, Way::kSharedMemory, Way::kWindows, Way::kTwoHosts};
 
 void ForAll(const std::function<void(Team&, int size, size_t length)>& check) {
   for (Way way : kWays) {
@@ -258,6 +259,23 @@ TEST(rings_pass_through_each_host_once) {
     view.members.push_back(member);
   }
   CHECK(RingOrder(view) == (std::vector<int>{0, 2, 5, 1, 4, 3}));
+}
+
+TEST(two_levels_need_equally_many_members_on_every_host) {
+  View view;
+  for (const char* host : {"a", "b", "b", "a"}) {
+    Member member;
+    member.host = host;
+    view.members.push_back(member);
+  }
+  CHECK(PlanTwoLevels(view, 0)->here == (std::vector<int>{0, 3}));
+  CHECK(PlanTwoLevels(view, 0)->across == (std::vector<int>{0, 1}));
+  CHECK(PlanTwoLevels(view, 2)->here == (std::vector<int>{1, 2}));
+  CHECK(PlanTwoLevels(view, 2)->across == (std::vector<int>{3, 2}));
+  view.members[2].host = "a";
+  for (int rank = 0; rank < 4; ++rank) CHECK(!PlanTwoLevels(view, rank));
+  view.members[1].host = "a";
+  CHECK(!PlanTwoLevels(view, 0));
 }
 
 TEST(what_does_not_fit_is_refused_on_the_spot) {

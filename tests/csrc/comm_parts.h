@@ -19,8 +19,8 @@ constexpr auto kPatience = std::chrono::seconds(60);
 constexpr double kLongS = 50;
 
 // How collectives travel: by the messages of the net, or through memory as between processes of one host,
-// with or without reading each other's private memory.
-enum class Way { kMessages, kSharedMemory, kWindows };
+// with or without reading each other's private memory; or both, with every other member on another host.
+enum class Way { kMessages, kSharedMemory, kWindows, kTwoHosts };
 
 // One group that all members of a net are in.
 class Team {
@@ -31,7 +31,10 @@ class Team {
     if (way == Way::kWindows) setenv(kNoReads, "1", 1);
     View view;
     view.epoch = 1;
-    for (int rank = 0; rank < size; ++rank) view.members.push_back(net_->member(rank));
+    for (int rank = 0; rank < size; ++rank) {
+      view.members.push_back(net_->member(rank));
+      if (way == Way::kTwoHosts) view.members.back().host = rank % 2 == 0 ? "even" : "odd";
+    }
     for (int rank = 0; rank < size; ++rank) {
       Neighbours* neighbours = neighbours_.empty() ? nullptr : neighbours_[rank].get();
       hubs_.push_back(std::make_unique<Hub>(net_->at(rank), neighbours));

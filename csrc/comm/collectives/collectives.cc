@@ -3,6 +3,7 @@
 #include <string>
 
 #include "comm/collectives/messages.h"
+#include "comm/collectives/two_levels.h"
 #include "comm/shared/local_collectives.h"
 
 namespace elastates {
@@ -110,6 +111,19 @@ Status RunByMessages(Operation& op, const Collective& collective) {
   return DisseminationBarrier(op);
 }
 
+// Through memory wherever members share it. All members must choose alike.
+Status RunTheFastestWay(Operation& op, const Collective& collective) {
+  LocalCollectives* local = op.local();
+  if (local == nullptr) return RunByMessages(op, collective);
+  if (LocalCollectives::Handles(op.view())) return local->Run(op, collective);
+  if (collective.kind == CollectiveKind::kAllReduce &&
+      !AllBelow(collective.in, kSmallAllReduceBytes, SizeOf(collective.type))) {
+    const std::optional<TwoLevels> levels = PlanTwoLevels(op.view(), op.rank());
+    if (levels) return TwoLevelAllReduce(op, *levels, collective);
+  }
+  return RunByMessages(op, collective);
+}
+
 }  // namespace
 
 const char* NameOf(CollectiveKind kind) {
@@ -143,9 +157,7 @@ Status RunCollective(Operation& op, const Collective& collective) {
   const Status status = CheckCollective(op.rank(), op.size(), collective);
   if (!status.ok()) return status;
   if (op.size() == 1) return RunAlone(collective);
-  LocalCollectives* local = op.local();
-  const Status outcome = local != nullptr ? local->Run(op, collective) : RunByMessages(op, collective);
-  return outcome.WithContext(NameOf(collective.kind));
+  return RunTheFastestWay(op, collective).WithContext(NameOf(collective.kind));
 }
 
 }  // namespace elastates

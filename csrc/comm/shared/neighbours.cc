@@ -10,7 +10,7 @@ Result<std::shared_ptr<Neighbour>> Meet(MemberId peer, int fd) {
     return Status(StatusCode::kInvalidArgument,
                   "member " + std::to_string(peer) +
                       " offers no shared memory to this process (ELASWAVE_NO_SHARED_MEMORY must be "
-                      "set on all ranks of a host or on none)");
+                      "set on all ranks of the job or on none)");
   }
   Result<std::unique_ptr<PeerSegment>> segment = PeerSegment::Map(fd, peer);
   if (!segment.ok()) return segment.status();
