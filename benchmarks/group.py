@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -216,6 +217,7 @@ def main() -> int:
     parser.add_argument("--largest-mb", type=int, default=64, help="MiB of the largest tensor (%(default)s)")
     parser.add_argument("--no-hosts", action="store_true", help="leave out the two hosts")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ranks and namespaces go as well
     largest_bytes = options.largest_mb * MIB
     cases = [case for n in options.ranks for case in run_job(n, largest_bytes=largest_bytes)]
     problem = "--no-hosts" if options.no_hosts else Hosts.problem()
