@@ -7,23 +7,29 @@ the default group exchange their handles through torch's store; sub-groups take 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import secrets
 import socket
 import threading
+import time
 from collections import Counter
 from typing import Any
 
 import torch.distributed as dist
 
+from elaswave import exits
 from elaswave.errors import ElasWaveError
-from elaswave.group import ElasticGroup, announce_joiner, view_from
+from elaswave.group import ElasticGroup, View, announce_joiner, view_from
 from elaswave.timeouts import Timeouts
 from elaswave.views import ViewService
 
 import _elastates
 
 FIRST_EPOCH = 1
+LOOK_S = 0.5
+"""How often who waits to be let in looks whether the job is over."""
+logger = logging.getLogger("elaswave")
 
 _lock = threading.Lock()
 _endpoint: Any = None
@@ -61,8 +67,7 @@ def _create_default_group(options: Any, endpoint: Any) -> Any:
     atexit.register(service.close)
     if int(os.environ.get("ELASWAVE_ATTEMPT", "0")):
         announce_joiner(options.store, name, endpoint.handle)
-        agreed = service.keeper.await_welcome(options.timeout.total_seconds())
-        view = view_from(agreed, num_ranks_before=0)
+        view = _await_welcome(service)
         epoch, handles = view.epoch, list(view.handles)
     else:
         view, epoch, handles = None, FIRST_EPOCH, _exchange_handles(options, name, endpoint.handle)
@@ -71,6 +76,24 @@ def _create_default_group(options: Any, endpoint: Any) -> Any:
     process_group = _elastates.ElasticProcessGroup(options.store, endpoint, group, options.timeout.total_seconds())
     ElasticGroup(process_group, service, options.store, view)
     return process_group
+
+
+def _await_welcome(service: ViewService) -> View:
+    """The view in which this newcomer is let in; ends the process with 0 if the job ends before.
+
+    Raises:
+        TimeoutError: nobody lets it in.
+    """
+    end_s = time.monotonic() + service.timeouts.meeting_s
+    while True:
+        try:
+            return view_from(service.keeper.await_welcome(LOOK_S), num_ranks_before=0)
+        except TimeoutError:
+            if service.is_too_late():
+                logger.warning("the job has finished before this newcomer was let in")
+                raise SystemExit(exits.FINISHED) from None
+            if time.monotonic() > end_s:
+                raise
 
 
 def _make_comm_group(options: Any, endpoint: Any, name: str, epoch: int, handles: list[str]) -> Any:

@@ -20,12 +20,12 @@ class Timeouts:
     @property
     def hang_check_s(self) -> float:
         """Between two looks at the progress marks; adds to the time in which a hang is found."""
-        return min(1.0, self.failure_timeout_s / 30)
+        return min(0.5, self.failure_timeout_s / 60)
 
     @property
     def hang_answer_s(self) -> float:
         """How long ranks that were told of a hang have to make a mark, before the silent ones are killed."""
-        return self.failure_timeout_s / 10
+        return self.failure_timeout_s / 20
 
     @property
     def heartbeat_s(self) -> float:

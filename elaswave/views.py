@@ -51,6 +51,8 @@ class ViewService:
         self._lock = threading.Lock()
         self._candidates: dict[str, str] = {}  # by handle: what it brings along
         self._error: BaseException | None = None
+        self._first_living: set[int] = set()  # ranks that still are the processes which the job began with
+        self._has_anybody_finished = False
         self._thread = threading.Thread(target=self._serve, name="elaswave-views", daemon=True)
         self._thread.start()
         if link:
@@ -67,6 +69,11 @@ class ViewService:
         """Handles of those who want to join and are not among ``members``."""
         with self._lock:
             return [handle for handle in self._candidates if handle not in members]
+
+    def is_too_late(self) -> bool:
+        """Whether the job ends: somebody has finished, and of those who were there from the start nobody lives."""
+        with self._lock:
+            return self._has_anybody_finished and not self._first_living
 
     def check(self) -> None:
         """Raise what went wrong in the background."""
@@ -95,6 +102,12 @@ class ViewService:
             self.keeper.answer_witness(epoch, is_swapped, actual)
 
     def _heard(self, event: agent_link.Message) -> None:
+        with self._lock:
+            if event["event"] == "started" and not event["attempt"]:
+                self._first_living.add(event["rank"])
+            elif event["event"] == "death" and not event["attempt"]:
+                self._first_living.discard(event["rank"])
+                self._has_anybody_finished |= event["status"] == 0
         if event["event"] == "death" and event["id"]:
             self.endpoint.report_dead(int(event["id"], 16), f"{event['how']}, says its agent")
             with self._lock:
