@@ -32,7 +32,7 @@ from benchmarks.soak_job import contribution
 from elaswave.chaos.acts import Surroundings
 from elaswave.chaos.plan import Planned, Schedule, make_plan
 from elaswave.chaos.strike import Done, carry_out
-from elaswave.chaos.targets import Target, find_ranks
+from elaswave.chaos.targets import Target, find_ranks, processes_of
 
 ROOT = Path(__file__).resolve().parents[1]
 HANG_S = 60.0
@@ -81,15 +81,16 @@ class Soak:
             ranks = self._wait_for_ranks(Path(directory), agent)
             find = Finder(ranks[0].job)
             over = threading.Event()
-            num_done, acts_left = 0, len(plan)
+            num_done, acts_left, agent_was_killed = 0, len(plan), False
             for done in carry_out(plan, find, Surroundings(), over):
                 num_done += 1
-                acts_left = min(acts_left - 1, AFTER_AGENT) if done.kind == "agent" else acts_left - 1
+                agent_was_killed |= done.kind == "agent" and not done.problem
+                acts_left = min(acts_left - 1, AFTER_AGENT) if agent_was_killed else acts_left - 1
                 self._done.append(done)
                 if not self._goes_on(Path(directory), find) or acts_left <= 0:
                     break
             self._claims.append(read_claims(Path(directory)))
-            self._end(agent, ranks[0].job)
+            self._end(agent, ranks[0].job, agent_was_killed)
         return max(num_done, 1)
 
     def _wait_for_ranks(self, directory: Path, agent: subprocess.Popen[bytes]) -> list[Target]:
@@ -116,18 +117,18 @@ class Soak:
             time.sleep(0.01)
         return True
 
-    def _end(self, agent: subprocess.Popen[bytes], name: str) -> None:
+    def _end(self, agent: subprocess.Popen[bytes], name: str, agent_was_killed: bool) -> None:
         """End the job, and look for what it left behind."""
         for number in (signal.SIGTERM, signal.SIGTERM):
             agent.send_signal(number)
         agent.wait(HANG_S)
-        if self._done[-1:] and any(done.kind == "agent" for done in self._done):
-            for target in living(name):  # nobody is left to end those whose agent was killed
-                os.kill(target.pid, signal.SIGKILL)
+        if agent_was_killed:
+            for pid in processes_of(name):  # nobody is left to end them: they would go on, as they should
+                os.kill(pid, signal.SIGKILL)
         end_s = time.monotonic() + 10
-        while (left := living(name)) and time.monotonic() < end_s:
+        while (left := processes_of(name)) and time.monotonic() < end_s:
             time.sleep(0.01)
-        self._leaks += [f"process {target.pid} of rank {target.rank} outlived its job" for target in left]
+        self._leaks += [f"process {pid} outlived its job" for pid in left]
 
     def result(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -156,14 +157,6 @@ class Finder:
 
     def __call__(self) -> list[Target]:
         return find_ranks(self._name)
-
-
-def living(name: str) -> list[Target]:
-    """The ranks of a job, none if there are none."""
-    try:
-        return find_ranks(name)
-    except ValueError:
-        return []
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from elaswave import agent_link, place, stacks
+from elaswave import agent_link, place, stacks, timeline
 from elaswave.chaos import inside
 from elaswave.errors import LaunchError
 from elaswave.place import Place
@@ -52,6 +52,7 @@ def join(
     run = Run(here, backend, device, link, timeouts)
     if link:
         link.show(marks_fd=run.marks.fd, stacks_fd=stacks.register(), stacks_signal=stacks.SIGNAL)
+    timeline.note("joins", place=here.rank)
     _init(here, backend, None if timeout_s is None else timedelta(seconds=timeout_s))
     return run
 

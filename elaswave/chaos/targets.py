@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from elaswave.timeline import read_milestones
+
 JOB_VARIABLES = ("ELASWAVE_JOB", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "OMPI_MCA_ess_base_jobid")
 RANK_VARIABLES = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 
@@ -54,15 +56,22 @@ def find_ranks(job: str = "", pid: int = 0) -> list[Target]:
     return _outermost(found)
 
 
+def processes_of(job: str) -> list[int]:
+    """Pids of all living processes of a job: its ranks, spares, and what they have started."""
+    pids = [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()]
+    states = {pid: stat[0] for pid in pids if (stat := _stat(pid)) is not None}
+    return [pid for pid, state in states.items() if state not in ("Z", "X") and _job_of(_environment(pid)) == job]
+
+
 def _all_ranks() -> Iterator[Target]:
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         pid = int(entry.name)
         environment, stat = _environment(pid), _stat(pid)
-        job, rank = _job_of(environment), _first(environment, RANK_VARIABLES)
+        job, directory = _job_of(environment), environment.get("ELASWAVE_TIMELINE")
+        rank = _first(environment, RANK_VARIABLES) or (_place_of_spare(pid, directory) if job and directory else "")
         if job and rank.isdigit() and stat is not None and stat[0] not in ("Z", "X"):
-            directory = environment.get("ELASWAVE_TIMELINE")
             yield Target(
                 pid=pid,
                 rank=int(rank),
@@ -71,6 +80,12 @@ def _all_ranks() -> Iterator[Target]:
                 started=int(stat[19]),
                 timeline=Path(directory) if directory else None,
             )
+
+
+def _place_of_spare(pid: int, directory: str) -> str:
+    """The rank that a process was given after its start, from its timeline; empty if it has none."""
+    notes = read_milestones(Path(directory) / f"{pid}.timeline.jsonl")
+    return next((str(note["place"]) for note in notes if note["what"] == "joins"), "")
 
 
 def _outermost(found: list[Target]) -> list[Target]:
