@@ -40,6 +40,8 @@ bench: $(VENV)/installed $(VENV)/development $(VENV)/peers  ## Run the benchmark
 	$(BIN)/python benchmarks/deltas.py --json runs/bench/deltas.json
 	$(BIN)/python benchmarks/two_weeks.py --json runs/bench/two_weeks.json
 	$(BIN)/python benchmarks/group.py --json runs/bench/group.json
+	$(BIN)/python benchmarks/recovery.py --json runs/bench/recovery.json
+	$(BIN)/python benchmarks/soak.py --events 1000 --json runs/bench/soak.json
 
 lint: $(VENV)/development  ## Check formatting, style and types; changes nothing.
 	$(BIN)/ruff format --check $(PYTHON_SOURCES)
