@@ -31,6 +31,10 @@ def _create(options: object, backend_options: object) -> object:
     """What torch calls for a new group; the native code is loaded with the first."""
     from elaswave.backend import create_process_group
 
+    if getattr(options, "enable_reconfigure", False):
+        from elaswave.reconfigure import create_awaiting_group
+
+        return create_awaiting_group(options)
     return create_process_group(options, backend_options)
 
 

@@ -1,0 +1,35 @@
+"""Groups of torch's own fault tolerance contract (2.15): of no use until ``reconfigure()`` says who is in them.
+
+Who calls ``reconfigure()``, torchft's Manager for one, decides about members; nothing here agrees on views. Processes
+that met in different stores need the same ``ELASWAVE_JOB`` and ``ELASWAVE_SECRET`` to be let in by each other.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from elaswave.backend import FIRST_EPOCH, start_endpoint
+
+import _elastates
+
+_numbers = itertools.count()
+
+
+def create_awaiting_group(options: Any) -> Any:
+    """One member's side of a group that awaits its first ``reconfigure()``: with the rank and size that torch gave.
+
+    Not a collective. Every operation fails until then.
+
+    Args:
+        options: ``torch.distributed``'s ``_DistributedBackendOptions``.
+    """
+    timeout_s = options.timeout.total_seconds()
+    endpoint = start_endpoint(options.store)
+    name = f"{options.group_id}@awaiting#{next(_numbers)}"
+    group = endpoint.make_group(name, FIRST_EPOCH, [endpoint.handle], timeout_s)
+    process_group = _elastates.ElasticProcessGroup(options.store, endpoint, group, timeout_s)
+    process_group.await_reconfigure(
+        options.group_rank, options.group_size, "the group has no members yet: call reconfigure()"
+    )
+    return process_group
