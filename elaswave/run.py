@@ -139,12 +139,16 @@ class Run:
             self._median_s[int(str(event["rank"]))] = float(str(event["median_s"]))
         elif event.get("event") == "death":
             self._median_s.pop(int(str(event["rank"])), None)
-        elif event.get("event") == "hang":
-            self._leave_the_wait(f"rank {event['rank']} makes no progress in step {event['step']}")
+        elif event.get("event") == "hang" and self.backend == "elastic" and dist.is_initialized():
+            self._leave_the_wait(str(event["rank"]), str(event["step"]))
 
-    def _leave_the_wait(self, why: str) -> None:
-        """Free the training thread if it waits for a rank that hangs: by answering it shows that it does not itself."""
-        if self.backend == "elastic" and dist.is_initialized():
-            from elaswave.backend import comm_group_of
+    def _leave_the_wait(self, rank: str, step: str) -> None:
+        """Free the training thread if it waits for a rank that hangs: by answering it shows that it does not itself.
 
-            comm_group_of().revoke(why)
+        The text is one that ``elaswave.lost()`` understands; it names no rank, since the first that fell silent may be
+        one of those that wait.
+        """
+        from elaswave.backend import comm_group_of
+
+        group = comm_group_of()
+        group.revoke(f"no mark of rank {rank} in step {step}: a rank hangs [elastic epoch {group.epoch}, lost ranks ]")

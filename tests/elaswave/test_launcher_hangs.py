@@ -135,3 +135,13 @@ def test_where_nobody_answers_one_is_killed_and_the_others_are_free(launch: Laun
     job.wait(expect=0)  # rank 1 made its mark later, and was waiting for rank 0
     assert job.output.count("hung in step 2 and was killed") == 1
     assert "done 1" in job.output
+
+
+def test_a_group_leaves_its_wait_for_a_rank_that_hangs_and_goes_on(launch: Launcher) -> None:
+    options = ["--nproc-per-node", "3", "--failure-timeout-s", "10"]
+    job = launch([sys.executable, "-m", "elaswave.launcher", *options, Path(__file__).parent / "hanging_rank.py"])
+    job.wait(expect=0)
+    assert "hung in step 3 and was killed; 2 of 3 ranks are left" in job.output
+    assert job.output.count("recovered: lost (1,), payloads (b'3', b'3')") == 2
+    for rank in (0, 2):
+        assert f"done {rank}: 2 ranks, sum 2.0" in job.output
