@@ -295,6 +295,29 @@ TEST(lengths_that_differ_are_told) {
   players.WaitForAll();
 }
 
+TEST(parts_that_only_a_pair_knows_and_see_differently_are_told) {
+  Players players(3, [](Player& player) {
+    LocalMember member(player);
+    member.Install(1, {0, 1, 2});
+    std::vector<float> in = Input(player.rank(), 300), out(300);
+    Collective collective;
+    collective.kind = CollectiveKind::kAllToAll;
+    collective.type = DataType::kFloat32;
+    for (size_t part = 0; part < 3; ++part) {
+      const size_t count = player.rank() == 0 && part == 1 ? 99 : 100;  // rank 1 expects 100
+      collective.in.push_back({reinterpret_cast<char*>(in.data() + part * 100), count});
+      collective.out.push_back({reinterpret_cast<char*>(out.data() + part * 100), 100});
+    }
+    const Status status = member.Run(collective);
+    CHECK_EQ(status.ok(), player.rank() != 1);
+    if (player.rank() == 1) {
+      CHECK_EQ(status.code(), StatusCode::kInvalidArgument);
+      CHECK_EQ(status.message(), "rank 0 has 99 elements for rank 1, which expects 100");
+    }
+  });
+  players.WaitForAll();
+}
+
 // A peer whose memory is full of random numbers costs an error, or wrong bytes, and nothing else.
 TEST(nonsense_in_a_peers_window_does_no_harm) {
   Players players(2, [](Player& player) {

@@ -24,8 +24,8 @@ constexpr size_t kLeastPieceBytes = 256 << 10;
 constexpr size_t kMostPieceBytes = 2 << 20;
 constexpr size_t kStreamBytes = 32 << 20;
 constexpr size_t kReadBytes = 1 << 20;  // what is read of another's memory before looking whether to go on
-static_assert(kPostBytes + kMostPieceBytes + kMostPieceBytes / 2 + 64 <= kWindowBytes,
-              "with the sums of half");
+constexpr size_t kLengthsOffset = kWindowBytes - kMaxLocalMembers * sizeof(uint64_t) - kPostBytes;  // of data
+static_assert(kMostPieceBytes + kMostPieceBytes / 2 + 64 <= kLengthsOffset, "with the sums of half");
 
 size_t TotalCount(const std::vector<Piece>& pieces) {
   size_t count = 0;
@@ -95,6 +95,21 @@ void Exchange::CopyOut(void* target, const char* source, size_t size_bytes) cons
   } else if (size_bytes > 0) {
     std::memcpy(target, source, size_bytes);
   }
+}
+
+void Exchange::ShowLength(int part, size_t count) {
+  const uint64_t length = count;
+  std::memcpy(board_.window() + kPostBytes + kLengthsOffset + part * sizeof(length), &length, sizeof(length));
+}
+
+Status Exchange::CheckLength(int from, int part, size_t expected) const {
+  uint64_t length;
+  std::memcpy(&length, board_.window_of(from) + kPostBytes + kLengthsOffset + part * sizeof(length),
+              sizeof(length));
+  if (length == expected) return Status::Ok();
+  return Status(StatusCode::kInvalidArgument,
+                "rank " + std::to_string(from) + " has " + std::to_string(length) + " elements for rank " +
+                    std::to_string(rank()) + ", which expects " + std::to_string(expected));
 }
 
 // The member has been seen in this step, so its memory is what it said it is unless it has been revoked

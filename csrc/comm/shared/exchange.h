@@ -46,6 +46,11 @@ class Exchange {
   char* window(size_t begin = 0) const;
   const char* window_of(int rank, size_t begin = 0) const;
 
+  // Where only pairs of members know how long a piece is, the one that shows it says so in the first round,
+  // and the one that takes it asks. `part`: for whom it is; 0 if it is for all.
+  void ShowLength(int part, size_t count);
+  Status CheckLength(int from, int part, size_t expected) const;
+
   // Whether all members can read each other's private memory.
   bool all_read() const { return board_.all_read(); }
   // From another member's memory, in blocks, checked one by one. REQUIRES: all_read().

@@ -57,6 +57,21 @@ void CopyOwn(Moves* moves, const Collective& collective, int rank, size_t elemen
   if (moves->has_parts) moves->shown[rank].count = 0;
 }
 
+bool TakesFrom(const Collective& collective, int from, int rank) {
+  switch (collective.kind) {
+    case CollectiveKind::kBroadcast:
+    case CollectiveKind::kScatter:
+      return from == collective.root;
+    case CollectiveKind::kGather:
+      return rank == collective.root;
+    case CollectiveKind::kAllGather:
+    case CollectiveKind::kAllToAll:
+      return true;
+    default:
+      return false;
+  }
+}
+
 uint64_t RoundsOf(const std::vector<Piece>& pieces, size_t count_per_round) {
   size_t longest = 0;
   for (const Piece& piece : pieces) longest = std::max(longest, piece.count);
@@ -86,6 +101,7 @@ Status MoveLocally(Exchange& exchange) {
   const size_t stride = moves.has_parts ? count : 0;
   const auto show = [&](uint64_t round) {
     for (size_t part = 0; part < moves.shown.size(); ++part) {
+      if (round == 0) exchange.ShowLength(static_cast<int>(part), moves.shown[part].count);
       const Slice slice = SliceOf(moves.shown[part], round, count, element_bytes);
       if (slice.size_bytes > 0) std::memcpy(exchange.window(part * stride), slice.data, slice.size_bytes);
     }
@@ -93,6 +109,10 @@ Status MoveLocally(Exchange& exchange) {
   const auto take = [&](uint64_t round) {
     for (int step = 1; step < size; ++step) {  // not all from the same one first
       const int from = (rank + step) % size;
+      if (round == 0 && TakesFrom(exchange.collective(), from, rank)) {
+        Status status = exchange.CheckLength(from, moves.has_parts ? rank : 0, moves.taken[from].count);
+        if (!status.ok()) return status;
+      }
       const Slice slice = SliceOf(moves.taken[from], round, count, element_bytes);
       exchange.CopyOut(slice.data, exchange.window_of(from, rank * stride), slice.size_bytes);
     }
