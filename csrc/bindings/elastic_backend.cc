@@ -44,7 +44,8 @@ DataType TypeOf(const at::Tensor& tensor) {
 }
 
 double FactorOf(const c10d::ReduceOp& op) {
-  const auto* factor = dynamic_cast<const c10d::PreMulSumSupplement*>(op.supplement_.get());
+  // The name that torch 2.11 has and later ones keep.
+  const auto* factor = dynamic_cast<const c10d::NCCLPreMulSumSupplement*>(op.supplement_.get());
   TORCH_CHECK(factor != nullptr, "elastic: PREMUL_SUM without its factor");
   return factor->tensor_factor.defined() ? factor->tensor_factor.item().toDouble() : factor->double_factor;
 }
