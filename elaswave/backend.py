@@ -18,7 +18,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from elaswave import exits
+from elaswave import exits, witness
 from elaswave.errors import ElasWaveError
 from elaswave.group import ElasticGroup, View, announce_joiner, view_from
 from elaswave.timeouts import Timeouts
@@ -63,7 +63,7 @@ def create_process_group(options: Any, _backend_options: Any) -> Any:
 def _create_default_group(options: Any, endpoint: Any) -> Any:
     """The group whose views are kept. Its members meet in the store; one who joins waits for a welcome instead."""
     name = _next_name(options.group_id, 0)
-    service = ViewService(endpoint, name)
+    service = ViewService(endpoint, name, witness.from_environment())
     atexit.register(service.close)
     if int(os.environ.get("ELASWAVE_ATTEMPT", "0")):
         announce_joiner(options.store, name, endpoint.handle)

@@ -8,26 +8,13 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any, Protocol
+from typing import Any
 
 from elaswave import agent_link
 from elaswave.timeouts import Timeouts
+from elaswave.witness import Witness
 
 import _elastates
-
-
-class Witness(Protocol):
-    """A place that both sides of a cut cable may reach, and that keeps what one of them has written."""
-
-    def compare_and_set(self, key: str, expected: bytes, desired: bytes) -> tuple[bool, bytes]:
-        """Write ``desired`` where ``expected`` stands (empty: nothing), atomically.
-
-        Returns:
-            Whether it was written, and what stands there now.
-
-        Raises:
-            OSError, RuntimeError: the witness cannot be reached; it is not asked again for this decision.
-        """
 
 
 class ViewService:

@@ -32,8 +32,8 @@ def check(result: dict[str, Any], members: list[int], me: int) -> None:
 
 @pytest.mark.parametrize(
     ("num_ranks", "rounds"),
-    [(4, [[2]]), (4, [[0]]), (4, [[0, 3]]), (2, [[0]]), (4, [[0], [2], [1]])],
-    ids=["one of four", "rank 0 of four", "two of four", "one of two", "down to one"],
+    [(4, [[0, 3]]), (4, [[0], [2], [1]])],
+    ids=["two of four", "one after another down to one"],
 )
 def test_survivors_go_on(launch: Launcher, free_port: int, num_ranks: int, rounds: list[list[int]]) -> None:
     ranks = start(launch, free_port, "killed", rounds, num_ranks)
@@ -49,7 +49,7 @@ def test_survivors_go_on(launch: Launcher, free_port: int, num_ranks: int, round
             check(result, alive, me)
 
 
-@pytest.mark.parametrize("moment_ms", [0, 0.3, 1, 3])
+@pytest.mark.parametrize("moment_ms", [0.3, 2])
 def test_members_may_die_while_the_others_agree(launch: Launcher, free_port: int, moment_ms: float) -> None:
     ranks = start(launch, free_port, "killed_in_agreement", {"1": moment_ms, "3": 2 * moment_ms}, 5)
     for me in (2, 4):

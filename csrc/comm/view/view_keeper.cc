@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
@@ -18,6 +19,8 @@ namespace {
 constexpr int kTicksPerTimeout = 16;      // AgreementOptions::silent_ticks
 constexpr double kLongestTimeoutS = 1e8;  // three years; what is longer overflows the clock
 constexpr size_t kMostPayloadBytes = 4096;
+constexpr size_t kSeatBytes = 32;         // of a decision, without the payload
+constexpr size_t kNewcomersBytes = 2048;  // what is left for them in a decision
 
 class PageVoteStore : public VoteStore {
  public:
@@ -32,6 +35,12 @@ std::unique_ptr<VoteStore> MakeVoteStore(Endpoint& endpoint) {
   Neighbours* neighbours = endpoint.neighbours();
   if (neighbours == nullptr) return std::make_unique<ForgetfulVoteStore>();
   return std::make_unique<PageVoteStore>(neighbours->own()->votes());
+}
+
+// A vote holds two decisions, and must fit into its page.
+size_t MostPayloadBytes(size_t num_members) {
+  const size_t share = (kVoteBytes / 2 - kNewcomersBytes) / std::max<size_t>(num_members, 1);
+  return std::min(kMostPayloadBytes, share > kSeatBytes ? share - kSeatBytes : 0);
 }
 
 AgreementOptions MakeOptions(const ViewKeeperOptions& options) {
@@ -72,6 +81,7 @@ class ViewKeeper::Core : public std::enable_shared_from_this<ViewKeeper::Core> {
     const std::vector<Member>& members = view.members;
     if (std::find(members.begin(), members.end(), endpoint_->self()) == members.end())
       return Status(StatusCode::kInvalidArgument, "this process is not a member of group " + options_.group);
+    num_members_.store(members.size());
     Post([view = std::move(view)](Core& core) {
       const Status opened = core.membership_.Open(view);
       if (!opened.ok()) core.Leave(Out::kNoQuorum, opened.message());
@@ -80,10 +90,11 @@ class ViewKeeper::Core : public std::enable_shared_from_this<ViewKeeper::Core> {
   }
 
   Result<AgreedView> Agree(const std::string& payload, double timeout_s) {
-    if (payload.size() > kMostPayloadBytes)
-      return Status(StatusCode::kInvalidArgument, "a payload may have " + std::to_string(kMostPayloadBytes) +
-                                                      " bytes, this one has " +
-                                                      std::to_string(payload.size()));
+    const size_t most = MostPayloadBytes(num_members_.load());
+    if (payload.size() > most)
+      return Status(StatusCode::kInvalidArgument,
+                    "among " + std::to_string(num_members_.load()) + " members a payload may have " +
+                        std::to_string(most) + " bytes, this one has " + std::to_string(payload.size()));
     Post([payload](Core& core) { core.OnBegin(payload); });
     return Await(timeout_s);
   }
@@ -204,6 +215,7 @@ class ViewKeeper::Core : public std::enable_shared_from_this<ViewKeeper::Core> {
     Result<Decision> decision = DecodeDecision(bytes);
     if (!decision.ok()) return Leave(Out::kNoQuorum, decision.status().message());
     endpoint_->links().SetEpoch(membership_.view().epoch);
+    num_members_.store(membership_.view().members.size());
     std::lock_guard<std::mutex> lock(mutex_);
     agreed_.push_back({membership_.view(), std::move(decision).value()});
     changed_.notify_all();
@@ -240,6 +252,7 @@ class ViewKeeper::Core : public std::enable_shared_from_this<ViewKeeper::Core> {
   const std::shared_ptr<Endpoint> endpoint_;
   const ViewKeeperOptions options_;
   const std::string topic_;
+  std::atomic<size_t> num_members_{1};
 
   // Of the messenger's thread.
   const std::unique_ptr<VoteStore> votes_;

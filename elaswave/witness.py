@@ -1,0 +1,64 @@
+"""Witnesses: what breaks the tie when a cut cable leaves exactly half of the members on either side."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+
+class Witness(Protocol):
+    """A place that both sides may reach, and that keeps what one of them has written."""
+
+    def compare_and_set(self, key: str, expected: bytes, desired: bytes) -> tuple[bool, bytes]:
+        """Write ``desired`` where ``expected`` stands (empty: nothing), atomically.
+
+        Returns:
+            Whether it was written, and what stands there now.
+
+        Raises:
+            OSError: the witness cannot be reached; this side then stops, unless it is asked again and answers.
+        """
+
+
+class FileWitness:
+    """A file that all nodes see, locked for every look at it, with a line for all that was ever written.
+
+    The file system must honour POSIX locks: NFSv4, Lustre and the like.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Use this file, which need not exist; one for each job."""
+        self._path = path
+
+    def compare_and_set(self, key: str, expected: bytes, desired: bytes) -> tuple[bool, bytes]:
+        """See ``Witness``."""
+        with os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            actual = self._last(file.read(), key)
+            if actual != expected:
+                return False, actual
+            # The line break first ends what a writer that died has left.
+            file.write(b"\n" + json.dumps({key: desired.hex()}).encode() + b"\n")
+            os.fsync(file.fileno())
+            return True, desired
+
+    @staticmethod
+    def _last(content: bytes, key: str) -> bytes:
+        """What was written last under a key. What is no JSON was being written when its writer died."""
+        found = b""
+        for line in content.splitlines():
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                found = bytes.fromhex(entry[key]) if entry.keys() == {key} else found
+        return found
+
+
+def from_environment(environment: Mapping[str, str] = os.environ) -> Witness | None:
+    """The witness that ``ELASWAVE_WITNESS`` names, a path; None if it names none."""
+    path = environment.get("ELASWAVE_WITNESS")
+    return FileWitness(Path(path)) if path else None
