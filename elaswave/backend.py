@@ -33,6 +33,8 @@ logger = logging.getLogger("elaswave")
 
 _lock = threading.Lock()
 _endpoint: Any = None
+_job = ""
+"""Which job this process belongs to; known once there is an endpoint."""
 _num_made: Counter[tuple[str, int]] = Counter()
 """Groups made so far by name and epoch of the default group: a name that comes again is another group."""
 
@@ -63,7 +65,7 @@ def create_process_group(options: Any, _backend_options: Any) -> Any:
 def _create_default_group(options: Any, endpoint: Any) -> Any:
     """The group whose views are kept. Its members meet in the store; one who joins waits for a welcome instead."""
     name = _next_name(options.group_id, 0)
-    service = ViewService(endpoint, name, witness.from_environment())
+    service = ViewService(endpoint, name, witness.from_environment(), _job)
     atexit.register(service.close)
     if int(os.environ.get("ELASWAVE_ATTEMPT", "0")):
         announce_joiner(options.store, name, endpoint.handle)
@@ -106,12 +108,12 @@ def _make_comm_group(options: Any, endpoint: Any, name: str, epoch: int, handles
 def start_endpoint(store: Any = None) -> Any:
     """The process's endpoint, started by the first call; that one needs the job's store unless the environment
     (``ELASWAVE_JOB``, ``ELASWAVE_SECRET``) says which job this is."""
-    global _endpoint
+    global _endpoint, _job
     with _lock:
         if _endpoint is None:
-            job, secret = _job_and_secret(store)
+            _job, secret = _job_and_secret(store)
             timeouts = Timeouts(failure_timeout_s=float(os.environ.get("ELASWAVE_FAILURE_TIMEOUT_S", "30")))
-            _endpoint = _elastates.Endpoint.start(job, secret, _addresses_to_listen_on(), timeouts.failure_timeout_s)
+            _endpoint = _elastates.Endpoint.start(_job, secret, _addresses_to_listen_on(), timeouts.failure_timeout_s)
             atexit.register(_endpoint.close)
         return _endpoint
 

@@ -83,6 +83,7 @@ class ElasticGroup:
         self._process_group = weakref.ref(process_group)
         self._service = service
         self._store = store
+        self._num_tried = 0  # of those who have announced themselves in the store
         self._agreed_num_ranks = process_group.size()
         self._groups[process_group] = self
 
@@ -118,8 +119,8 @@ class ElasticGroup:
 
     @property
     def waiting(self) -> int:
-        """How many want to join, as far as this member has heard."""
-        return len(self._service.waiting(self._comm.handles()))
+        """How many want to join and have been connected to here."""
+        return int(self._service.keeper.num_candidates)
 
     def revoke(self, why: str = "a member asked for a new view") -> None:
         """Fail every operation of the group on all its members until a newer view is installed. Idempotent."""
@@ -187,24 +188,26 @@ class ElasticGroup:
     def grow(self, payload: bytes = b"", *, timeout_s: float | None = None) -> View:
         """``recover()`` that takes in those who want to join: a collective of all members, at a step boundary.
 
-        Under ``elastates run`` the agents name them; otherwise the job's store does, which must still be there.
+        Under ``elastates run`` the agents name them; otherwise the job's store does, which must still be there. Each is
+        tried once: whoever cannot be reached stays out, and its ``init_process_group`` fails.
 
         Args:
             payload: as in ``agree``.
-            timeout_s: for making links to them, and for the agreement.
+            timeout_s: for making a link to each, and for the agreement.
 
         Raises:
-            ViewError: one of them cannot be reached, or the store is gone.
+            ViewError: the store is gone.
         """
         patience_s = self._service.timeouts.failure_timeout_s if timeout_s is None else timeout_s
-        members = self._comm.handles()
         try:
-            handles = [handle for handle in joiners(self._store, self._service.name) if handle not in members]
-            self._service.endpoint.connect(handles, patience_s)
-        except (_elastates.StatusError, TimeoutError, dist.DistError) as error:
-            raise ViewError(f"who wants to join cannot be reached: {error.args[-2:][0]}") from error
-        for handle in handles:
-            self._service.add_candidate(handle)
+            announced = joiners(self._store, self._service.name)
+        except dist.DistError as error:
+            raise ViewError(f"the job's store, which names those who want to join, is gone: {error}") from error
+        for handle in announced[self._num_tried :]:
+            with contextlib.suppress(_elastates.StatusError, TimeoutError):
+                self._service.endpoint.connect([handle], patience_s)
+                self._service.add_candidate(handle)
+        self._num_tried = len(announced)
         return self.recover(payload, timeout_s=timeout_s)
 
     @property

@@ -6,11 +6,13 @@ the thread here: have a process of another host killed by its agent, ask the wit
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from typing import Any
 
 from elaswave import agent_link
+from elaswave.errors import LaunchError
 from elaswave.timeouts import Timeouts
 from elaswave.witness import Witness
 
@@ -20,24 +22,25 @@ import _elastates
 class ViewService:
     """Of one group in this process; starts with its native keeper, ends with ``close()``. Thread-safe."""
 
-    def __init__(self, endpoint: Any, name: str, witness: Witness | None = None) -> None:
+    def __init__(self, endpoint: Any, name: str, witness: Witness | None = None, job: str = "") -> None:
         """Listen from now on; ``keeper.open()`` or ``keeper.await_welcome()`` comes next.
 
         Args:
             endpoint: the native one of this process.
             name: of the group, equal on all members.
             witness: breaks exact ties; all members have one, or none has.
+            job: tells this job's groups apart from others that use the same witness.
         """
         link = agent_link.of_process()
         self.endpoint = endpoint
         self.name = name
+        self._job = job
         self.timeouts = Timeouts(float(os.environ.get("ELASWAVE_FAILURE_TIMEOUT_S", Timeouts().failure_timeout_s)))
         self.keeper = _elastates.ViewKeeper(endpoint, name, self.timeouts.failure_timeout_s, witness is not None)
         self._witness = witness
         self._link = link
-        self._lock = threading.Lock()
-        self._candidates: dict[str, str] = {}  # by handle: what it brings along
         self._error: BaseException | None = None
+        self._lock = threading.Lock()  # guards the two below
         self._first_living: set[int] = set()  # ranks that still are the processes which the job began with
         self._has_anybody_finished = False
         self._thread = threading.Thread(target=self._serve, name="elaswave-views", daemon=True)
@@ -48,14 +51,7 @@ class ViewService:
 
     def add_candidate(self, handle: str, payload: bytes = b"") -> None:
         """Name somebody who wants to join in every agreement from when there is a link to it. Returns at once."""
-        with self._lock:
-            self._candidates[handle] = payload.decode("latin-1")
         self.keeper.add_candidate(handle, payload)
-
-    def waiting(self, members: list[str]) -> list[str]:
-        """Handles of those who want to join and are not among ``members``."""
-        with self._lock:
-            return [handle for handle in self._candidates if handle not in members]
 
     def is_too_late(self) -> bool:
         """Whether the job ends: somebody has finished, and of those who were there from the start nobody lives."""
@@ -82,10 +78,11 @@ class ViewService:
 
     def _do(self, request: tuple[Any, ...]) -> None:
         if request[0] == "fence" and self._link:
-            self._link.kill(f"{request[1]:016x}")
+            with contextlib.suppress(LaunchError):  # the agent is gone: whom nobody can kill must be outnumbered
+                self._link.kill(f"{request[1]:016x}")
         elif request[0] == "witness" and self._witness:
             _, epoch, expected, desired = request
-            is_swapped, actual = self._witness.compare_and_set(f"{self.name}/{epoch}", expected, desired)
+            is_swapped, actual = self._witness.compare_and_set(f"{self._job}/{self.name}/{epoch}", expected, desired)
             self.keeper.answer_witness(epoch, is_swapped, actual)
 
     def _heard(self, event: agent_link.Message) -> None:
@@ -97,9 +94,5 @@ class ViewService:
                 self._has_anybody_finished |= event["status"] == 0
         if event["event"] == "death" and event["id"]:
             self.endpoint.report_dead(int(event["id"], 16), f"{event['how']}, says its agent")
-            with self._lock:
-                self._candidates = {
-                    handle: payload for handle, payload in self._candidates.items() if f";{event['id']};" not in handle
-                }
         elif event["event"] == "joined" and event["attempt"] and event["handle"] != self.endpoint.handle:
             self.add_candidate(event["handle"])

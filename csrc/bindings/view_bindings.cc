@@ -102,6 +102,8 @@ void BindViews(py::module_& m) {
            "('fence', member id) or ('witness', epoch, expected, wanted); waits; None when closed.")
       .def("answer_witness", &ViewKeeper::AnswerWitness, py::arg("epoch"), py::arg("is_swapped"),
            py::arg("actual"))
+      .def_property_readonly("num_candidates", &ViewKeeper::num_candidates,
+                             "How many want to join and have links.")
       .def_property_readonly("out", &OutName, "'fenced', 'no_quorum', or empty while this process is in.")
       .def("close", &ViewKeeper::Close);
 }

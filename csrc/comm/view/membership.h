@@ -45,6 +45,8 @@ class Membership {
   std::string Missing() const { return has_view() ? agreement_->Missing() : ""; }
   // Whether somebody in the present view has died, or cannot be reached: then the next agreement is due.
   bool HasLostMembers() const;
+  // How many want to join and can be reached.
+  size_t num_candidates() const { return candidates_.size(); }
   // What made the present view of the one before; empty in the first epoch.
   const std::string& last_decision() const { return last_decision_; }
 

@@ -143,6 +143,8 @@ class ViewKeeper::Core : public std::enable_shared_from_this<ViewKeeper::Core> {
     return out_;
   }
 
+  size_t num_candidates() const { return num_candidates_.load(); }
+
   void Close() {
     std::lock_guard<std::mutex> lock(mutex_);
     is_closed_ = true;
@@ -157,7 +159,12 @@ class ViewKeeper::Core : public std::enable_shared_from_this<ViewKeeper::Core> {
     });
   }
 
+  // Not while a decision waits to be fetched: Agree() was called again for that one.
   void OnBegin(const std::string& payload) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (!agreed_.empty()) return;
+    }
     if (membership_.has_view() && !membership_.is_over()) Do(membership_.Begin(payload));
   }
 
@@ -183,6 +190,7 @@ class ViewKeeper::Core : public std::enable_shared_from_this<ViewKeeper::Core> {
       std::lock_guard<std::mutex> lock(mutex_);
       missing_ = membership_.Missing();
     }
+    num_candidates_.store(membership_.num_candidates());
     if (membership_.wants_ticks() && !std::exchange(is_ticking_, true)) TickLater();
   }
 
@@ -252,7 +260,7 @@ class ViewKeeper::Core : public std::enable_shared_from_this<ViewKeeper::Core> {
   const std::shared_ptr<Endpoint> endpoint_;
   const ViewKeeperOptions options_;
   const std::string topic_;
-  std::atomic<size_t> num_members_{1};
+  std::atomic<size_t> num_members_{1}, num_candidates_{0};
 
   // Of the messenger's thread.
   const std::unique_ptr<VoteStore> votes_;
@@ -286,6 +294,7 @@ std::optional<ViewRequest> ViewKeeper::NextRequest() { return core_->NextRequest
 void ViewKeeper::AnswerWitness(uint32_t epoch, bool is_swapped, const std::string& actual) {
   core_->AnswerWitness(epoch, is_swapped, actual);
 }
+size_t ViewKeeper::num_candidates() const { return core_->num_candidates(); }
 ViewKeeper::Out ViewKeeper::out() const { return core_->out(); }
 void ViewKeeper::Close() { core_->Close(); }
 

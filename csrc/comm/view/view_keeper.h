@@ -75,6 +75,9 @@ class ViewKeeper {
   // once.
   void AddCandidate(const Member& member, const std::string& payload);
 
+  // How many want to join and have links to here.
+  size_t num_candidates() const;
+
   // The next thing to be done for it; nothing after Close().
   std::optional<ViewRequest> NextRequest();
   void AnswerWitness(uint32_t epoch, bool is_swapped, const std::string& actual);
