@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50, help="SIGKILLs per group size (default: 50)")
     parser.add_argument("--sizes", type=int, nargs="*", default=[4, 8], help="processes (default: 4 8)")
     parser.add_argument("--hangs", type=int, default=3, help="of each kind (default: 3)")
-    parser.add_argument("--failure-timeout-s", type=float, default=5.0, help="of the jobs that hang (default: 5)")
+    parser.add_argument("--failure-timeout-s", type=float, default=10.0, help="of the jobs that hang (default: 10)")
     parser.add_argument("--training-kills", type=int, default=10, help="SIGKILLs to a training rank (default: 10)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=None, metavar="FILE")

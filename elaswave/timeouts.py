@@ -25,7 +25,7 @@ class Timeouts:
     @property
     def hang_answer_s(self) -> float:
         """How long ranks that were told of a hang have to make a mark, before the silent ones are killed."""
-        return self.failure_timeout_s / 20
+        return max(0.35, self.failure_timeout_s / 20)
 
     @property
     def heartbeat_s(self) -> float:
