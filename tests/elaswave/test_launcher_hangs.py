@@ -50,11 +50,11 @@ def test_silence_counts_only_inside_a_step_after_the_first(
 @pytest.mark.parametrize(
     ("waited_s", "silent", "running", "expected"),
     [
-        (2.9, {1, 2}, {0, 1, 2}, []),
-        (3.0, {1, 2}, {0, 1, 2}, [1, 2]),  # rank 0 has answered
-        (3.0, {1, 2}, {1, 2}, []),  # nobody has: they cannot be told apart
-        (6.0, {1, 2}, {1, 2}, [2]),  # the oldest mark
-        (3.0, {1, 2}, {1}, [1, 2]),  # alone: nobody else could be at fault
+        (1.4, {1, 2}, {0, 1, 2}, []),
+        (1.5, {1, 2}, {0, 1, 2}, [1, 2]),  # rank 0 has answered
+        (1.5, {1, 2}, {1, 2}, []),  # nobody has: they cannot be told apart
+        (3.0, {1, 2}, {1, 2}, [2]),  # the oldest mark
+        (1.5, {1, 2}, {1}, [1, 2]),  # alone: nobody else could be at fault
     ],
 )
 def test_who_answers_nothing_is_at_fault(
