@@ -4,6 +4,9 @@
     checked     what all of them share: arguments, element types, operations on scratch memory
     quorum      who may go on; pure
     mpi         mpi4py over MPI's fault tolerance (ULFM)
+    gloo        plain gloo, rebuilt after a loss
+    elastic     backend "elastic" as one of them
+    ballot, deaths, sockets    what gloo lacks: agreement, proofs of death, an abort
 
 ``docs/transports.md`` says what each of them promises. Nothing here is imported by ``import elaswave``.
 """

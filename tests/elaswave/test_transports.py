@@ -49,7 +49,7 @@ def start(request: pytest.FixtureRequest, launch: Launcher) -> Start:
     return start_mpi if kind == "mpi" else start_agent
 
 
-EVERY = pytest.mark.parametrize("start", [MPI], indirect=True)
+EVERY = pytest.mark.parametrize("start", [MPI, "gloo", "elastic"], indirect=True)
 
 
 def seen(job: Launched, num_ranks: int) -> list[dict[str, Any]]:
@@ -112,6 +112,24 @@ def test_half_of_the_hosts_stop_when_the_others_cannot_be_reached(start: Start) 
     for one in seen(job, 2):
         assert "2 of 4 members that are not proven dead are here" in one["error"]
         assert "ranks [2, 3] cannot be reached" in one["error"]
+
+
+def test_gloo_goes_on_without_a_rank_that_never_answers(launch: Launcher) -> None:
+    agent = [sys.executable, "-m", "elaswave.launcher", "--nproc-per-node", "3", "--min-ranks", "1"]
+    job = launch([*agent, "--failure-timeout-s", "3", RANK_SCRIPT, "gloo", "silent"])
+    job.wait(timeout_s=110)
+    assert [one["lost"] for one in seen(job, 2)] == [[1], [1]]
+    assert "was killed by SIGKILL" in job.output
+
+
+def test_gloo_says_that_the_store_went_with_rank_0(launch: Launcher, free_port: int) -> None:
+    jobs = launch.ranks(RANK_SCRIPT, "gloo", "store_lost", num_ranks=3, port=free_port)
+    for job in jobs[1:]:
+        job.wait(timeout_s=110)
+        (line,) = [json.loads(line) for line in job.output.splitlines() if line.startswith("{")]
+        assert line["declared"] is False
+        assert "the job's store cannot be reached; rank 0 hosted it" in line["error"]
+        assert "start under 'elastates run' or torchrun" in line["error"]
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,10 @@ def make_transport() -> ElasticTransport:
         if SCENARIO == "partition":  # two hosts of two ranks each
             host = f"host-{int(os.environ['OMPI_COMM_WORLD_RANK']) // 2}"
         return MpiTransport(host=host)
+    if KIND == "gloo":
+        from elaswave.transports.gloo import GlooTransport
+
+        return GlooTransport()
     import torch.distributed as dist
 
     from elaswave.transports.elastic import ElasticGroupTransport
@@ -202,6 +206,7 @@ def deaths(transport: ElasticTransport) -> None:
 def revoked(transport: ElasticTransport) -> None:
     """Nobody dies: one member has seen something and ends the others' operations; all go on."""
     if transport.rank == 1:
+        work_a_little(transport)
         transport.revoke("a fingerprint differs")
         transport.revoke("again")
         error = error_of(transport.barrier)
@@ -225,7 +230,28 @@ def partition(transport: ElasticTransport) -> None:
         os._exit(exits.NO_QUORUM)
 
 
-SCENARIOS = {one.__name__: one for one in (results, deaths, revoked, partition)}
+def silent(transport: ElasticTransport) -> None:
+    """A rank is stopped: it lives, and never comes."""
+    if transport.rank == 1:
+        work_a_little(transport)
+        os.kill(os.getpid(), signal.SIGSTOP)
+    meet_loss(transport)
+    view = transport.recover()
+    check_sums(transport)
+    say(rank=transport.rank, lost=view.lost)
+
+
+def store_lost(transport: ElasticTransport) -> None:
+    """Rank 0 dies, and with it what the others would agree through."""
+    if transport.rank == 0:
+        work_a_little(transport)
+        die()
+    meet_loss(transport)
+    say(rank=transport.rank, declared=transport.capabilities.survives_rank_0, error=error_of(transport.recover))
+    os._exit(0)
+
+
+SCENARIOS = {one.__name__: one for one in (results, deaths, revoked, partition, silent, store_lost)}
 
 
 def main() -> None:
