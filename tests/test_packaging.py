@@ -1,6 +1,7 @@
 """The distribution: what building says without torch, which layer imports which, what the build reports."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -78,3 +79,15 @@ def test_build_info_names_the_running_torch() -> None:
     assert info["torch_version"] == torch.__version__.partition("+")[0]
     assert isinstance(info["has_cuda"], bool)
     assert isinstance(info["has_uring"], bool)
+
+
+def test_no_two_native_types_share_a_name() -> None:
+    """Two classes of one name in one namespace link without a word, and then one's code works on the other's bytes."""
+    homes: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "csrc").rglob("*.h")):
+        is_anonymous = False
+        for line in path.read_text().splitlines():
+            is_anonymous = (is_anonymous or line == "namespace {") and line != "}  // namespace"
+            if not is_anonymous and (found := re.match(r"(?:struct|class|enum class|union) (\w+)[^;]*$", line)):
+                homes.setdefault(found[1], set()).add(path.name)
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}

@@ -94,8 +94,9 @@ const Tensors& Only(const TensorLists& lists, const char* title) {
 }
 
 // One piece cut into the lengths along the first dimension, or into equal ones if there are none.
-std::vector<Piece> Cut(const Piece& piece, const at::Tensor& tensor, const std::vector<int64_t>& lengths,
-                       int num_pieces, size_t element_bytes, const char* title) {
+std::vector<ElementSpan> Cut(const ElementSpan& piece, const at::Tensor& tensor,
+                             const std::vector<int64_t>& lengths, int num_pieces, size_t element_bytes,
+                             const char* title) {
   const int64_t length = tensor.dim() == 0 ? 1 : tensor.size(0);
   std::vector<size_t> counts(num_pieces, piece.count / num_pieces);
   if (lengths.empty()) {
@@ -113,7 +114,7 @@ std::vector<Piece> Cut(const Piece& piece, const at::Tensor& tensor, const std::
     TORCH_CHECK(sum == length, title, ": split sizes add up to ", sum, ", the tensor's first dimension is ",
                 length);
   }
-  std::vector<Piece> pieces;
+  std::vector<ElementSpan> pieces;
   char* data = piece.data;
   for (size_t count : counts) {
     pieces.push_back({data, count});
@@ -146,19 +147,19 @@ struct ElasticBackend::Request {
     const Status status = CheckReduction(collective.type, collective.reduction);
     TORCH_CHECK(status.ok(), title, ": ", status.message());
   }
-  Piece Bytes(const at::Tensor& tensor, Staging::Direction direction) {
+  ElementSpan Bytes(const at::Tensor& tensor, Staging::Direction direction) {
     CheckTensor(tensor, title);
     Remember(tensor, direction);
     return staging->AddBytes(tensor, direction);
   }
-  Piece Elements(const at::Tensor& tensor, Staging::Direction direction, DataType type) {
+  ElementSpan Elements(const at::Tensor& tensor, Staging::Direction direction, DataType type) {
     CheckTensor(tensor, title);
     TORCH_CHECK(TypeOf(tensor) == type, title, ": tensors of ", NameOf(type), " and ", tensor.scalar_type());
     Remember(tensor, direction);
     return staging->AddElements(tensor, direction);
   }
-  std::vector<Piece> AllBytes(const Tensors& tensors, Staging::Direction direction) {
-    std::vector<Piece> pieces;
+  std::vector<ElementSpan> AllBytes(const Tensors& tensors, Staging::Direction direction) {
+    std::vector<ElementSpan> pieces;
     for (const at::Tensor& tensor : tensors) pieces.push_back(Bytes(tensor, direction));
     return pieces;
   }
@@ -320,7 +321,7 @@ WorkPtr ElasticBackend::allgather_into_tensor_coalesced(Tensors& outputs, Tensor
   for (size_t i = 0; i < inputs.size(); ++i) {
     Collective& collective = request.Add(CollectiveKind::kAllGather);
     collective.in = {request.Bytes(inputs[i], Staging::kIn)};
-    const Piece output = request.Bytes(outputs[i], Staging::kOut);
+    const ElementSpan output = request.Bytes(outputs[i], Staging::kOut);
     collective.out = Cut(output, outputs[i], {}, Size(), 1, request.title);
   }
   if (inputs.empty()) request.Add(CollectiveKind::kBarrier);
@@ -374,7 +375,7 @@ WorkPtr ElasticBackend::reduce_scatter_tensor_coalesced(Tensors& outputs, Tensor
   for (size_t i = 0; i < inputs.size(); ++i) {
     Collective& collective = request.Add(CollectiveKind::kReduceScatter);
     request.Reduce(collective, outputs[i], options.reduceOp);
-    const Piece input = request.Elements(inputs[i], Staging::kIn, collective.type);
+    const ElementSpan input = request.Elements(inputs[i], Staging::kIn, collective.type);
     collective.in = Cut(input, inputs[i], {}, Size(), SizeOf(collective.type), request.title);
     collective.out = {request.Elements(outputs[i], Staging::kOut, collective.type)};
   }
@@ -387,7 +388,7 @@ WorkPtr ElasticBackend::alltoall_base(at::Tensor& output, at::Tensor& input,
                                       const c10d::AllToAllOptions& options) {
   Request request(OpType::ALLTOALL_BASE, "elastic:all_to_all_single");
   Collective& collective = request.Add(CollectiveKind::kAllToAll);
-  const Piece in = request.Bytes(input, Staging::kIn), out = request.Bytes(output, Staging::kOut);
+  const ElementSpan in = request.Bytes(input, Staging::kIn), out = request.Bytes(output, Staging::kOut);
   collective.in = Cut(in, input, input_splits, Size(), 1, request.title);
   collective.out = Cut(out, output, output_splits, Size(), 1, request.title);
   return Start(std::move(request), options.timeout);
@@ -422,7 +423,7 @@ void ElasticBackend::monitoredBarrier(const c10d::BarrierOptions& options, bool)
 
 WorkPtr ElasticBackend::send(Tensors& tensors, int to, int tag) {
   Request request(OpType::SEND, "elastic:send");
-  const Piece piece = request.Bytes(Only(tensors, request.title), Staging::kIn);
+  const ElementSpan piece = request.Bytes(Only(tensors, request.title), Staging::kIn);
   const auto work =
       c10::make_intrusive<ElasticWork>(getRank(), request.type, request.title, request.inputs, Tensors(), 1);
   const auto staging = request.staging;
@@ -434,7 +435,7 @@ WorkPtr ElasticBackend::send(Tensors& tensors, int to, int tag) {
 
 WorkPtr ElasticBackend::recv(Tensors& tensors, int from, int tag) {
   Request request(OpType::RECV, "elastic:recv");
-  const Piece piece = request.Bytes(Only(tensors, request.title), Staging::kOut);
+  const ElementSpan piece = request.Bytes(Only(tensors, request.title), Staging::kOut);
   const auto work =
       c10::make_intrusive<ElasticWork>(getRank(), request.type, request.title, Tensors(), request.outputs, 1);
   work->SetSource(from);
@@ -449,7 +450,7 @@ WorkPtr ElasticBackend::recv(Tensors& tensors, int from, int tag) {
 
 WorkPtr ElasticBackend::recvAnysource(Tensors& tensors, int tag) {
   Request request(OpType::RECVANYSOURCE, "elastic:recv");
-  const Piece piece = request.Bytes(Only(tensors, request.title), Staging::kOut);
+  const ElementSpan piece = request.Bytes(Only(tensors, request.title), Staging::kOut);
   const auto work =
       c10::make_intrusive<ElasticWork>(getRank(), request.type, request.title, Tensors(), request.outputs, 1);
   const auto staging = request.staging;

@@ -18,7 +18,7 @@ std::exception_ptr AsException(const std::string& title, const Status& status) {
 
 }  // namespace
 
-Piece Staging::AddBytes(const at::Tensor& tensor, Direction direction) {
+ElementSpan Staging::AddBytes(const at::Tensor& tensor, Direction direction) {
   const bool is_host = tensor.device().is_cpu();
   if (is_host && tensor.is_contiguous()) {
     held_.push_back(tensor);
@@ -34,7 +34,7 @@ Piece Staging::AddBytes(const at::Tensor& tensor, Direction direction) {
   return {static_cast<char*>(host.data_ptr()), host.nbytes()};
 }
 
-Piece Staging::AddElements(const at::Tensor& tensor, Direction direction) {
+ElementSpan Staging::AddElements(const at::Tensor& tensor, Direction direction) {
   return {AddBytes(tensor, direction).data, static_cast<size_t>(tensor.numel())};
 }
 

@@ -26,8 +26,8 @@ class Staging {
   enum Direction { kIn = 1, kOut = 2, kInOut = 3 };
 
   // The memory that stands for `tensor` until CopyOut(), in bytes or in elements of its type.
-  Piece AddBytes(const at::Tensor& tensor, Direction direction);
-  Piece AddElements(const at::Tensor& tensor, Direction direction);
+  ElementSpan AddBytes(const at::Tensor& tensor, Direction direction);
+  ElementSpan AddElements(const at::Tensor& tensor, Direction direction);
 
   void CopyIn();
   void CopyOut();

@@ -14,10 +14,10 @@ bool IsSet(const char* variable) {
   return text != nullptr && *text != '\0' && std::string(text) != "0";
 }
 
-Result<std::unique_ptr<Segment>> MakeSegment(LinkPoolOptions* options) {
-  if (IsSet(kNoSharedMemory)) return std::unique_ptr<Segment>();
+Result<std::unique_ptr<SharedSegment>> MakeSegment(LinkPoolOptions* options) {
+  if (IsSet(kNoSharedMemory)) return std::unique_ptr<SharedSegment>();
   if (options->id == 0) options->id = RandomId();
-  Result<std::unique_ptr<Segment>> segment = Segment::Create(options->id);
+  Result<std::unique_ptr<SharedSegment>> segment = SharedSegment::Create(options->id);
   if (!segment.ok()) {
     return segment.status().WithContext(std::string("no shared memory (") + kNoSharedMemory +
                                         "=1 on all ranks of the job does without)");
@@ -26,14 +26,14 @@ Result<std::unique_ptr<Segment>> MakeSegment(LinkPoolOptions* options) {
   return segment;
 }
 
-std::unique_ptr<Neighbours> MakeNeighbours(Segment* segment, LinkPool* links) {
+std::unique_ptr<Neighbours> MakeNeighbours(SharedSegment* segment, LinkPool* links) {
   if (segment == nullptr) return nullptr;
   return std::make_unique<Neighbours>(segment, [links](MemberId peer) { return links->PeerSegmentFd(peer); });
 }
 
 }  // namespace
 
-Endpoint::Endpoint(std::unique_ptr<Segment> segment, std::unique_ptr<LinkPool> links)
+Endpoint::Endpoint(std::unique_ptr<SharedSegment> segment, std::unique_ptr<LinkPool> links)
     : segment_(std::move(segment)),
       links_(std::move(links)),
       self_(links_->self()),
@@ -41,7 +41,7 @@ Endpoint::Endpoint(std::unique_ptr<Segment> segment, std::unique_ptr<LinkPool> l
       hub_(*links_, neighbours_.get()) {}
 
 Result<std::shared_ptr<Endpoint>> Endpoint::Start(LinkPoolOptions options) {
-  Result<std::unique_ptr<Segment>> segment = MakeSegment(&options);
+  Result<std::unique_ptr<SharedSegment>> segment = MakeSegment(&options);
   if (!segment.ok()) return segment.status();
   Result<std::unique_ptr<LinkPool>> links = LinkPool::Start(std::move(options));
   if (!links.ok()) return links.status();

@@ -41,10 +41,10 @@ class Endpoint {
   void Close();
 
  private:
-  Endpoint(std::unique_ptr<Segment> segment, std::unique_ptr<LinkPool> links);
+  Endpoint(std::unique_ptr<SharedSegment> segment, std::unique_ptr<LinkPool> links);
   Status Connect(const View& view, double timeout_s);
 
-  const std::unique_ptr<Segment> segment_;
+  const std::unique_ptr<SharedSegment> segment_;
   std::unique_ptr<LinkPool> links_;
   const Member self_;
   const std::unique_ptr<Neighbours> neighbours_;

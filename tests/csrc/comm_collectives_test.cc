@@ -24,8 +24,8 @@ Values Fill(int rank, int piece, size_t count) {
   return values;
 }
 
-std::vector<Piece> PiecesOf(Lists& lists) {
-  std::vector<Piece> pieces;
+std::vector<ElementSpan> PiecesOf(Lists& lists) {
+  std::vector<ElementSpan> pieces;
   for (Values& values : lists) pieces.push_back({reinterpret_cast<char*>(values.data()), values.size()});
   return pieces;
 }
@@ -101,7 +101,7 @@ void AverageInPlace(Team& team) {
   for (size_t length : kLengths) {
     Lists values;
     for (int rank = 0; rank < 4; ++rank) values.push_back(Fill(rank, 0, length));
-    const std::vector<Piece> pieces = PiecesOf(values);
+    const std::vector<ElementSpan> pieces = PiecesOf(values);
     std::vector<std::future<Status>> outcomes;
     for (int rank = 0; rank < 4; ++rank) {
       Collective mine;
@@ -289,7 +289,7 @@ TEST(what_does_not_fit_is_refused_on_the_spot) {
     return status.message();
   };
   float value = 0;
-  const Piece piece{reinterpret_cast<char*>(&value), 1};
+  const ElementSpan piece{reinterpret_cast<char*>(&value), 1};
   Collective collective;
   collective.kind = CollectiveKind::kAllReduce;
   collective.type = DataType::kFloat32;

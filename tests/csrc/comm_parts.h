@@ -69,7 +69,7 @@ class Team {
 
   void ShareMemory(int size) {
     for (int rank = 0; rank < size; ++rank) {
-      Result<std::unique_ptr<Segment>> segment = Segment::Create(net_->member(rank).id);
+      Result<std::unique_ptr<SharedSegment>> segment = SharedSegment::Create(net_->member(rank).id);
       CHECK_OK(segment.status());
       segments_.push_back(std::move(segment).value());
     }
@@ -84,7 +84,7 @@ class Team {
     }
   }
 
-  std::vector<std::unique_ptr<Segment>> segments_;
+  std::vector<std::unique_ptr<SharedSegment>> segments_;
   std::vector<std::unique_ptr<Neighbours>> neighbours_;
   std::unique_ptr<LoopbackNet> net_;
   std::vector<std::unique_ptr<Hub>> hubs_;

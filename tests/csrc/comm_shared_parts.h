@@ -59,7 +59,7 @@ struct Meeting {
 class Player {
  public:
   Player(Meeting* meeting, int rank, int size) : meeting_(meeting), rank_(rank), size_(size) {
-    Result<std::unique_ptr<Segment>> segment = Segment::Create(IdOf(rank));
+    Result<std::unique_ptr<SharedSegment>> segment = SharedSegment::Create(IdOf(rank));
     CHECK_OK(segment.status());
     segment_ = std::move(segment).value();
     neighbours_ = std::make_unique<Neighbours>(segment_.get(), [this](MemberId id) { return FdOf(id); });
@@ -71,7 +71,7 @@ class Player {
 
   int rank() const { return rank_; }
   int size() const { return size_; }
-  Segment& segment() { return *segment_; }
+  SharedSegment& segment() { return *segment_; }
   Neighbours& neighbours() { return *neighbours_; }
   std::atomic<uint64_t>& mark(int i) { return meeting_->marks[i]; }
 
@@ -111,7 +111,7 @@ class Player {
 
   Meeting* const meeting_;
   const int rank_, size_;
-  std::unique_ptr<Segment> segment_;
+  std::unique_ptr<SharedSegment> segment_;
   std::unique_ptr<Neighbours> neighbours_;
   std::map<int, OwnedFd> fds_;
   std::vector<std::shared_ptr<Neighbour>> kept_;

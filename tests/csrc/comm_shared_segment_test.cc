@@ -15,8 +15,8 @@ namespace {
 
 using namespace testing;
 
-std::unique_ptr<Segment> MakeSegment(MemberId member) {
-  Result<std::unique_ptr<Segment>> segment = Segment::Create(member);
+std::unique_ptr<SharedSegment> MakeSegment(MemberId member) {
+  Result<std::unique_ptr<SharedSegment>> segment = SharedSegment::Create(member);
   CHECK_OK(segment.status());
   return std::move(segment).value();
 }

@@ -51,8 +51,8 @@ Shape ShapeOf(CollectiveKind kind, bool is_root, size_t size) {
 // The pieces that must be equally long on this member: what it keeps of its own.
 Status CheckLengths(const Collective& collective, int rank) {
   if (collective.in.empty() || collective.out.empty()) return Status::Ok();
-  const Piece& in = collective.in.size() == 1 ? collective.in[0] : collective.in[rank];
-  const Piece& out = collective.out.size() == 1 ? collective.out[0] : collective.out[rank];
+  const ElementSpan& in = collective.in.size() == 1 ? collective.in[0] : collective.in[rank];
+  const ElementSpan& out = collective.out.size() == 1 ? collective.out[0] : collective.out[rank];
   if (in.count == out.count) return Status::Ok();
   return Status(StatusCode::kInvalidArgument, std::string(NameOf(collective.kind)) + " from " +
                                                   std::to_string(in.count) + " elements to " +
@@ -62,7 +62,7 @@ Status CheckLengths(const Collective& collective, int rank) {
 // A group of one: what it sends it also gets.
 Status RunAlone(const Collective& collective) {
   if (collective.in.empty() || collective.out.empty()) return Status::Ok();
-  const Piece &in = collective.in[0], &out = collective.out[0];
+  const ElementSpan &in = collective.in[0], &out = collective.out[0];
   if (!Reduces(collective.kind)) {
     CopyPiece(in, out, SizeOf(collective.type));
   } else {
@@ -71,8 +71,8 @@ Status RunAlone(const Collective& collective) {
   return Status::Ok();
 }
 
-bool AllBelow(const std::vector<Piece>& pieces, size_t limit_bytes, size_t element_bytes) {
-  for (const Piece& piece : pieces) {
+bool AllBelow(const std::vector<ElementSpan>& pieces, size_t limit_bytes, size_t element_bytes) {
+  for (const ElementSpan& piece : pieces) {
     if (piece.count * element_bytes > limit_bytes) return false;
   }
   return true;

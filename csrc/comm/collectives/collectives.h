@@ -37,7 +37,7 @@ enum class CollectiveKind {
   kBarrier,
 };
 
-struct Piece {
+struct ElementSpan {
   char* data = nullptr;  // of `in` only read
   size_t count = 0;      // elements
 };
@@ -47,7 +47,7 @@ struct Collective {
   int root = 0;
   DataType type = DataType::kUint8;
   Reduction reduction;
-  std::vector<Piece> in, out;
+  std::vector<ElementSpan> in, out;
 };
 
 const char* NameOf(CollectiveKind kind);

@@ -40,7 +40,7 @@ Status PairwiseReduceScatter(Operation& op, const Collective& collective);
 Status PairwiseAllToAll(Operation& op, const Collective& collective);
 
 // A piece's bytes from `from` to `to`, unless they are the same memory.
-void CopyPiece(const Piece& from, const Piece& to, size_t element_bytes);
+void CopyPiece(const ElementSpan& from, const ElementSpan& to, size_t element_bytes);
 
 }  // namespace elastates
 

@@ -4,19 +4,19 @@
 
 namespace elastates {
 
-void CopyPiece(const Piece& from, const Piece& to, size_t element_bytes) {
+void CopyPiece(const ElementSpan& from, const ElementSpan& to, size_t element_bytes) {
   if (from.data != to.data && from.count > 0) std::memcpy(to.data, from.data, from.count * element_bytes);
 }
 
 Status PairwiseGather(Operation& op, const Collective& collective) {
   const size_t element_bytes = SizeOf(collective.type);
-  const Piece& mine = collective.in[0];
+  const ElementSpan& mine = collective.in[0];
   if (op.rank() != collective.root) {
     op.Send(collective.root, 0, mine.data, mine.count * element_bytes);
     return op.Wait();
   }
   for (int peer = 0; peer < op.size(); ++peer) {
-    const Piece& piece = collective.out[peer];
+    const ElementSpan& piece = collective.out[peer];
     if (peer != op.rank()) op.Receive(peer, 0, piece.data, piece.count * element_bytes);
   }
   CopyPiece(mine, collective.out[op.rank()], element_bytes);
@@ -25,13 +25,13 @@ Status PairwiseGather(Operation& op, const Collective& collective) {
 
 Status PairwiseScatter(Operation& op, const Collective& collective) {
   const size_t element_bytes = SizeOf(collective.type);
-  const Piece& mine = collective.out[0];
+  const ElementSpan& mine = collective.out[0];
   if (op.rank() != collective.root) {
     op.Receive(collective.root, 0, mine.data, mine.count * element_bytes);
     return op.Wait();
   }
   for (int peer = 0; peer < op.size(); ++peer) {
-    const Piece& piece = collective.in[peer];
+    const ElementSpan& piece = collective.in[peer];
     if (peer != op.rank()) op.Send(peer, 0, piece.data, piece.count * element_bytes);
   }
   CopyPiece(collective.in[op.rank()], mine, element_bytes);
@@ -62,14 +62,14 @@ Status PairwiseReduceScatter(Operation& op, const Collective& collective) {
   const size_t count = collective.out[0].count;
   const size_t own_bytes = count * SizeOf(type);
   size_t total_bytes = op.size() * own_bytes;
-  for (const Piece& piece : collective.in) total_bytes += piece.count * SizeOf(type);
+  for (const ElementSpan& piece : collective.in) total_bytes += piece.count * SizeOf(type);
   char* const scratch = op.Scratch(total_bytes);
   char* outgoing = scratch + op.size() * own_bytes;
   std::vector<const void*> sources(op.size());
   for (int peer = 0; peer < op.size(); ++peer) {
     char* const incoming = scratch + peer * own_bytes;
     sources[peer] = incoming;
-    const Piece& piece = collective.in[peer];
+    const ElementSpan& piece = collective.in[peer];
     char* const prepared = peer == op.rank() ? incoming : outgoing;
     Prepare(type, collective.reduction, prepared, piece.data, piece.count);
     if (peer == op.rank()) continue;

@@ -43,7 +43,7 @@ std::vector<Block> BlocksOf(size_t count, size_t element_bytes) {
 // Messages of a ring in the order in which they come; both ends number them alike.
 uint32_t TagOf(int step, size_t block) { return static_cast<uint32_t>(step) << 16 | block; }
 
-Piece Part(const Piece& piece, const Block& block, size_t element_bytes) {
+ElementSpan Part(const ElementSpan& piece, const Block& block, size_t element_bytes) {
   return {piece.data + block.begin * element_bytes, block.count};
 }
 
@@ -51,8 +51,8 @@ Piece Part(const Piece& piece, const Block& block, size_t element_bytes) {
 // written to; at the last step the sum of chunk `place` is complete and goes to `target`.
 class ScatterHalf {
  public:
-  ScatterHalf(Operation& op, const Ring& ring, const Collective& collective, std::vector<Piece> chunks,
-              Piece target)
+  ScatterHalf(Operation& op, const Ring& ring, const Collective& collective, std::vector<ElementSpan> chunks,
+              ElementSpan target)
       : op_(op),
         ring_(ring),
         type_(collective.type),
@@ -79,11 +79,11 @@ class ScatterHalf {
  private:
   bool multiplies() const { return reduction_.kind == ReduceKind::kPremulSum; }
   int ChunkAt(int step) const { return ring_.Wrap(ring_.place - step - 2); }
-  const Piece& ReceivedAt(int step) const { return chunks_[ChunkAt(step)]; }
+  const ElementSpan& ReceivedAt(int step) const { return chunks_[ChunkAt(step)]; }
 
   // All of them at once, each into a place of its own.
   void PostReceives() {
-    const Piece& first = chunks_[ring_.Wrap(ring_.place - 1)];
+    const ElementSpan& first = chunks_[ring_.Wrap(ring_.place - 1)];
     size_t total_bytes = multiplies() ? first.count * element_bytes_ : 0;
     offsets_bytes_.clear();
     for (int step = 0; step < ring_.size() - 1; ++step) {
@@ -107,7 +107,7 @@ class ScatterHalf {
 
   // The own part of the chunk that goes all the way round.
   void SendFirst() {
-    const Piece& first = chunks_[ring_.Wrap(ring_.place - 1)];
+    const ElementSpan& first = chunks_[ring_.Wrap(ring_.place - 1)];
     char* data = first.data;
     if (multiplies()) {
       data = scratch_;
@@ -122,7 +122,7 @@ class ScatterHalf {
 
   void CombineOne(int step, size_t b, const Block& block) {
     char* const incoming = Incoming(step, block);
-    const Piece part = Part(ReceivedAt(step), block, element_bytes_);
+    const ElementSpan part = Part(ReceivedAt(step), block, element_bytes_);
     const char* own = part.data;
     if (multiplies()) {
       Prepare(type_, reduction_, own_, part.data, part.count);
@@ -142,8 +142,8 @@ class ScatterHalf {
   const Ring& ring_;
   const DataType type_;
   const Reduction reduction_;
-  const std::vector<Piece> chunks_;  // by place
-  const Piece target_;
+  const std::vector<ElementSpan> chunks_;  // by place
+  const ElementSpan target_;
   const size_t element_bytes_;
   std::vector<size_t> offsets_bytes_;  // in scratch, by step
   char* scratch_ = nullptr;
@@ -151,20 +151,20 @@ class ScatterHalf {
 };
 
 // n - 1 steps: chunk `place` goes round; each block is handed on as it comes in.
-Status GatherHalf(Operation& op, const Ring& ring, const std::vector<Piece>& chunks, size_t element_bytes,
-                  uint32_t tags) {
+Status GatherHalf(Operation& op, const Ring& ring, const std::vector<ElementSpan>& chunks,
+                  size_t element_bytes, uint32_t tags) {
   const auto chunk_at = [&](int step) { return chunks[ring.Wrap(ring.place - step - 1)]; };
-  const auto send = [&](int step, size_t b, const Piece& part) {
+  const auto send = [&](int step, size_t b, const ElementSpan& part) {
     op.Send(ring.next(), tags | TagOf(step, b), part.data, part.count * element_bytes);
   };
   for (int step = 0; step < ring.size() - 1; ++step) {
     const std::vector<Block> blocks = BlocksOf(chunk_at(step).count, element_bytes);
     for (size_t b = 0; b < blocks.size(); ++b) {
-      const Piece part = Part(chunk_at(step), blocks[b], element_bytes);
+      const ElementSpan part = Part(chunk_at(step), blocks[b], element_bytes);
       op.Receive(ring.previous(), tags | TagOf(step, b), part.data, part.count * element_bytes);
     }
   }
-  const Piece& own = chunks[ring.place];
+  const ElementSpan& own = chunks[ring.place];
   const std::vector<Block> own_blocks = BlocksOf(own.count, element_bytes);
   for (size_t b = 0; b < own_blocks.size(); ++b) send(0, b, Part(own, own_blocks[b], element_bytes));
 
@@ -181,21 +181,21 @@ Status GatherHalf(Operation& op, const Ring& ring, const std::vector<Piece>& chu
 }
 
 // What a piece has from `begin` on, at most `longest`; maybe nothing.
-Piece Within(const Piece& piece, size_t begin, size_t longest, size_t element_bytes) {
+ElementSpan Within(const ElementSpan& piece, size_t begin, size_t longest, size_t element_bytes) {
   begin = std::min(begin, piece.count);
   return Part(piece, {begin, std::min(longest, piece.count - begin)}, element_bytes);
 }
 
 // Equal but for the last ones.
-std::vector<Piece> Chunks(const Piece& piece, int num_chunks, size_t element_bytes) {
+std::vector<ElementSpan> Chunks(const ElementSpan& piece, int num_chunks, size_t element_bytes) {
   const size_t longest = (piece.count + num_chunks - 1) / num_chunks;
-  std::vector<Piece> chunks;
+  std::vector<ElementSpan> chunks;
   for (int i = 0; i < num_chunks; ++i) chunks.push_back(Within(piece, i * longest, longest, element_bytes));
   return chunks;
 }
 
-std::vector<Piece> ByPlace(const Ring& ring, const std::vector<Piece>& by_rank) {
-  std::vector<Piece> by_place;
+std::vector<ElementSpan> ByPlace(const Ring& ring, const std::vector<ElementSpan>& by_rank) {
+  std::vector<ElementSpan> by_place;
   for (int rank : ring.order) by_place.push_back(by_rank[rank]);
   return by_place;
 }
@@ -221,10 +221,10 @@ Status RingAllReduce(Operation& op, const Collective& collective) {
   const size_t element_bytes = SizeOf(collective.type);
   const size_t longest = kSegmentBytes / element_bytes;
   for (size_t begin = 0; begin < collective.in[0].count; begin += longest) {
-    const auto chunks = [&](const Piece& piece) {
+    const auto chunks = [&](const ElementSpan& piece) {
       return Chunks(Within(piece, begin, longest, element_bytes), ring.size(), element_bytes);
     };
-    const std::vector<Piece> in = chunks(collective.in[0]), out = chunks(collective.out[0]);
+    const std::vector<ElementSpan> in = chunks(collective.in[0]), out = chunks(collective.out[0]);
     Status status = ScatterHalf(op, ring, collective, in, out[ring.place]).Run();
     if (status.ok()) status = GatherHalf(op, ring, out, element_bytes, kGatherTags);
     if (!status.ok()) return status;
@@ -237,11 +237,11 @@ Status RingReduceScatter(Operation& op, const Collective& collective) {
   const size_t element_bytes = SizeOf(collective.type);
   const size_t longest = kSegmentBytes / element_bytes / ring.size();
   size_t end = 0;
-  for (const Piece& piece : collective.in) end = std::max(end, piece.count);
+  for (const ElementSpan& piece : collective.in) end = std::max(end, piece.count);
   for (size_t begin = 0; begin < end; begin += longest) {
-    std::vector<Piece> chunks = ByPlace(ring, collective.in);
-    for (Piece& chunk : chunks) chunk = Within(chunk, begin, longest, element_bytes);
-    const Piece target = Within(collective.out[0], begin, longest, element_bytes);
+    std::vector<ElementSpan> chunks = ByPlace(ring, collective.in);
+    for (ElementSpan& chunk : chunks) chunk = Within(chunk, begin, longest, element_bytes);
+    const ElementSpan target = Within(collective.out[0], begin, longest, element_bytes);
     const Status status = ScatterHalf(op, ring, collective, chunks, target).Run();
     if (!status.ok()) return status;
   }
@@ -257,18 +257,18 @@ Status RingAllGather(Operation& op, const Collective& collective) {
 Status ChainBroadcast(Operation& op, const Collective& collective) {
   const Ring ring(op);
   const size_t element_bytes = SizeOf(collective.type);
-  const Piece& piece = collective.out[0];
+  const ElementSpan& piece = collective.out[0];
   const std::vector<Block> blocks = BlocksOf(piece.count, element_bytes);
   const bool is_first = op.rank() == collective.root;
   const bool is_last = ring.next() == collective.root;
   for (size_t b = 0; b < blocks.size() && !is_first; ++b) {
-    const Piece part = Part(piece, blocks[b], element_bytes);
+    const ElementSpan part = Part(piece, blocks[b], element_bytes);
     op.Receive(ring.previous(), static_cast<uint32_t>(b), part.data, part.count * element_bytes);
   }
   for (size_t b = 0; b < blocks.size() && !is_last; ++b) {
     const Status status = is_first ? Status::Ok() : op.WaitFirst(b + 1);
     if (!status.ok()) return status;
-    const Piece part = Part(piece, blocks[b], element_bytes);
+    const ElementSpan part = Part(piece, blocks[b], element_bytes);
     op.Send(ring.next(), static_cast<uint32_t>(b), part.data, part.count * element_bytes);
   }
   return op.Wait();

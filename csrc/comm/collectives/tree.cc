@@ -14,7 +14,7 @@ struct Relative {
 
 // Binomial: in round k those below 2^k hand on to the one 2^k above them.
 Status TreeBroadcast(Operation& op, const Collective& collective) {
-  const Piece& piece = collective.out[0];
+  const ElementSpan& piece = collective.out[0];
   const size_t size_bytes = piece.count * SizeOf(collective.type);
   const Relative relative{collective.root, op.size()};
   const int me = relative.Of(op.rank());
@@ -33,7 +33,7 @@ Status TreeBroadcast(Operation& op, const Collective& collective) {
 
 // The same tree from its leaves: sums are made in scratch, and only the root's out is written.
 Status TreeReduce(Operation& op, const Collective& collective) {
-  const Piece& mine = collective.in[0];
+  const ElementSpan& mine = collective.in[0];
   const size_t size_bytes = mine.count * SizeOf(collective.type);
   const Relative relative{collective.root, op.size()};
   const int me = relative.Of(op.rank());
@@ -73,7 +73,7 @@ enum DoublingTag : uint32_t { kFold = 1000, kUnfold = 1001 };  // rounds have ta
 }  // namespace
 
 Status DoublingAllReduce(Operation& op, const Collective& collective) {
-  const Piece& mine = collective.in[0];
+  const ElementSpan& mine = collective.in[0];
   const size_t size_bytes = mine.count * SizeOf(collective.type);
   const Folding folding(op.size());
   char* const sum = op.Scratch(2 * size_bytes);

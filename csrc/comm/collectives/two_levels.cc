@@ -45,9 +45,9 @@ class PartOfOperation : public Operation {
   int rank_ = 0;
 };
 
-std::vector<Piece> Cut(const Piece& piece, size_t num_chunks, size_t element_bytes) {
+std::vector<ElementSpan> Cut(const ElementSpan& piece, size_t num_chunks, size_t element_bytes) {
   const size_t length = (piece.count + num_chunks - 1) / num_chunks;
-  std::vector<Piece> chunks;
+  std::vector<ElementSpan> chunks;
   for (size_t i = 0; i < num_chunks; ++i) {
     const size_t begin = std::min(piece.count, i * length);
     chunks.push_back({piece.data + begin * element_bytes, std::min(length, piece.count - begin)});
@@ -74,8 +74,8 @@ std::optional<TwoLevels> PlanTwoLevels(const View& view, int rank) {
 Status TwoLevelAllReduce(Operation& op, const TwoLevels& levels, const Collective& collective) {
   PartOfOperation here(op, levels.here, op.local()), across(op, levels.across, nullptr);
   const size_t element_bytes = SizeOf(collective.type);
-  const std::vector<Piece> chunks = Cut(collective.out[0], levels.here.size(), element_bytes);
-  const Piece& own = chunks[here.rank()];
+  const std::vector<ElementSpan> chunks = Cut(collective.out[0], levels.here.size(), element_bytes);
+  const ElementSpan& own = chunks[here.rank()];
 
   Collective step = collective;
   step.kind = CollectiveKind::kReduceScatter;

@@ -11,7 +11,7 @@ constexpr auto kCheckInterval = std::chrono::milliseconds(50);
 
 }  // namespace
 
-Result<std::unique_ptr<Board>> Board::Open(Segment* own, std::vector<PeerSegment*> peers, int rank,
+Result<std::unique_ptr<Board>> Board::Open(SharedSegment* own, std::vector<PeerSegment*> peers, int rank,
                                            uint64_t group, uint32_t epoch, bool reads_all) {
   if (peers.size() > kMaxLocalMembers) {
     return Status(StatusCode::kInvalidArgument, std::to_string(peers.size()) +
@@ -24,7 +24,7 @@ Result<std::unique_ptr<Board>> Board::Open(Segment* own, std::vector<PeerSegment
       new Board(own, std::move(peers), rank, group, epoch, reads_all, slot.value()));
 }
 
-Board::Board(Segment* own, std::vector<PeerSegment*> peers, int rank, uint64_t group, uint32_t epoch,
+Board::Board(SharedSegment* own, std::vector<PeerSegment*> peers, int rank, uint64_t group, uint32_t epoch,
              bool reads_all, size_t slot)
     : own_(own),
       peers_(std::move(peers)),

@@ -31,7 +31,7 @@ class Board {
   // `peers` by rank, null at `rank`, which is this process; all outlive the board. `reads_all` tells the
   // others that this process can read their private memory. kResourceExhausted if this process is in too many
   // groups.
-  static Result<std::unique_ptr<Board>> Open(Segment* own, std::vector<PeerSegment*> peers, int rank,
+  static Result<std::unique_ptr<Board>> Open(SharedSegment* own, std::vector<PeerSegment*> peers, int rank,
                                              uint64_t group, uint32_t epoch, bool reads_all = false);
   ~Board();  // the peers that wait for this process get kRevoked
   Board(const Board&) = delete;
@@ -77,7 +77,7 @@ class Board {
     bool bound = false, reads_all = false;
   };
 
-  Board(Segment* own, std::vector<PeerSegment*> peers, int rank, uint64_t group, uint32_t epoch,
+  Board(SharedSegment* own, std::vector<PeerSegment*> peers, int rank, uint64_t group, uint32_t epoch,
         bool reads_all, size_t slot);
 
   Result<bool> TryBind(int rank);
@@ -90,7 +90,7 @@ class Board {
   uint32_t GreetingFrom(int rank) const;
   uint32_t own_opening() const;
 
-  Segment* const own_;
+  SharedSegment* const own_;
   const std::vector<PeerSegment*> peers_;
   const int rank_;
   const uint64_t group_;

@@ -27,16 +27,16 @@ constexpr size_t kReadBytes = 1 << 20;  // what is read of another's memory befo
 constexpr size_t kLengthsOffset = kWindowBytes - kMaxLocalMembers * sizeof(uint64_t) - kPostBytes;  // of data
 static_assert(kMostPieceBytes + kMostPieceBytes / 2 + 64 <= kLengthsOffset, "with the sums of half");
 
-size_t TotalCount(const std::vector<Piece>& pieces) {
+size_t TotalCount(const std::vector<ElementSpan>& pieces) {
   size_t count = 0;
-  for (const Piece& piece : pieces) count += piece.count;
+  for (const ElementSpan& piece : pieces) count += piece.count;
   return count;
 }
 
 // FNV-1a over the counts.
-uint64_t DigestOf(const std::vector<Piece>& pieces) {
+uint64_t DigestOf(const std::vector<ElementSpan>& pieces) {
   uint64_t digest = 14695981039346656037u;
-  for (const Piece& piece : pieces) digest = (digest ^ piece.count) * 1099511628211u;
+  for (const ElementSpan& piece : pieces) digest = (digest ^ piece.count) * 1099511628211u;
   return digest;
 }
 

@@ -14,13 +14,13 @@ constexpr size_t kLeastBytes = 256 << 10;
 constexpr size_t kMostBytes = 32 << 20;
 constexpr size_t kCacheBytes = 512 << 10;  // blocks of all members that are summed at once
 
-size_t BytesOf(const std::vector<Piece>& pieces, size_t element_bytes) {
+size_t BytesOf(const std::vector<ElementSpan>& pieces, size_t element_bytes) {
   size_t count = 0;
-  for (const Piece& piece : pieces) count += piece.count;
+  for (const ElementSpan& piece : pieces) count += piece.count;
   return count * element_bytes;
 }
 
-uint64_t AddressOf(const Piece& piece, size_t offset_bytes = 0) {
+uint64_t AddressOf(const ElementSpan& piece, size_t offset_bytes = 0) {
   return reinterpret_cast<uint64_t>(piece.data) + offset_bytes;
 }
 
@@ -82,7 +82,7 @@ Status DirectReduceScatter(Exchange& exchange) {
 
 // Of two members: each sums its half, then reads the other's.
 Status DirectAllReduce(Exchange& exchange) {
-  const Piece &in = exchange.collective().in[0], &out = exchange.collective().out[0];
+  const ElementSpan &in = exchange.collective().in[0], &out = exchange.collective().out[0];
   const int other = 1 - exchange.rank();
   const size_t element_bytes = exchange.element_bytes(), half = in.count / 2;
   const size_t counts[] = {half, in.count - half}, offsets[] = {0, half * element_bytes};
@@ -109,8 +109,8 @@ Status DirectMove(Exchange& exchange) {
   const Collective& collective = exchange.collective();
   const bool is_broadcast = collective.kind == CollectiveKind::kBroadcast;
   const int own = exchange.rank(), other = 1 - own;
-  const Piece& shown = is_broadcast ? collective.out[0] : collective.in[0];
-  const Piece& taken = is_broadcast ? collective.out[0] : collective.out[other];
+  const ElementSpan& shown = is_broadcast ? collective.out[0] : collective.in[0];
+  const ElementSpan& taken = is_broadcast ? collective.out[0] : collective.out[other];
   const bool takes = !is_broadcast || own != collective.root;
   return exchange.Run(
       1 + kAndLeave,

@@ -10,9 +10,9 @@ namespace {
 
 // What this member shows, and what it takes from each rank; empty pieces where there is nothing.
 struct Moves {
-  std::vector<Piece> shown;  // one for all, or one for each rank
-  std::vector<Piece> taken;  // by rank
-  bool has_parts = false;    // every member shows one piece for each rank
+  std::vector<ElementSpan> shown;  // one for all, or one for each rank
+  std::vector<ElementSpan> taken;  // by rank
+  bool has_parts = false;          // every member shows one piece for each rank
 };
 
 Moves PlanMoves(const Collective& collective, int rank, int size) {
@@ -50,7 +50,7 @@ Moves PlanMoves(const Collective& collective, int rank, int size) {
 
 // What it sends to itself goes straight there.
 void CopyOwn(Moves* moves, const Collective& collective, int rank, size_t element_bytes) {
-  Piece& target = moves->taken[rank];
+  ElementSpan& target = moves->taken[rank];
   if (target.count == 0) return;
   CopyPiece(moves->has_parts ? moves->shown[rank] : collective.in[0], target, element_bytes);
   target.count = 0;
@@ -72,9 +72,9 @@ bool TakesFrom(const Collective& collective, int from, int rank) {
   }
 }
 
-uint64_t RoundsOf(const std::vector<Piece>& pieces, size_t count_per_round) {
+uint64_t RoundsOf(const std::vector<ElementSpan>& pieces, size_t count_per_round) {
   size_t longest = 0;
-  for (const Piece& piece : pieces) longest = std::max(longest, piece.count);
+  for (const ElementSpan& piece : pieces) longest = std::max(longest, piece.count);
   return (longest + count_per_round - 1) / count_per_round;
 }
 
@@ -84,7 +84,7 @@ struct Slice {
   size_t size_bytes;
 };
 
-Slice SliceOf(const Piece& piece, uint64_t round, size_t count_per_round, size_t element_bytes) {
+Slice SliceOf(const ElementSpan& piece, uint64_t round, size_t count_per_round, size_t element_bytes) {
   const size_t begin = std::min<size_t>(piece.count, round * count_per_round);
   const size_t count = std::min(count_per_round, piece.count - begin);
   return {piece.data + begin * element_bytes, count * element_bytes};

@@ -117,7 +117,7 @@ class CutReduction {
 
   Exchange& exchange_;
   Summer summer_;
-  const Piece input_;
+  const ElementSpan input_;
   const size_t element_bytes_;
   const size_t piece_count_;
 };
@@ -126,7 +126,7 @@ class CutReduction {
 
 Status FlatAllReduce(Exchange& exchange) {
   Summer summer(exchange);
-  const Piece &in = exchange.collective().in[0], &out = exchange.collective().out[0];
+  const ElementSpan &in = exchange.collective().in[0], &out = exchange.collective().out[0];
   return exchange.Run(
       1, [&](uint64_t) { summer.Show(exchange.window(), in.data, in.count); },
       [&](uint64_t) {
@@ -139,11 +139,11 @@ Status CutReduce(Exchange& exchange) { return CutReduction(exchange).Run(); }
 
 Status LocalReduceScatter(Exchange& exchange) {
   Summer summer(exchange);
-  const std::vector<Piece>& in = exchange.collective().in;
-  const Piece& out = exchange.collective().out[0];
+  const std::vector<ElementSpan>& in = exchange.collective().in;
+  const ElementSpan& out = exchange.collective().out[0];
   const size_t element_bytes = exchange.element_bytes(), part_count = exchange.part_count();
   size_t longest = 0;
-  for (const Piece& piece : in) longest = std::max(longest, piece.count);
+  for (const ElementSpan& piece : in) longest = std::max(longest, piece.count);
   const auto show = [&](uint64_t round) {
     for (int part = 0; part < exchange.size(); ++part) {
       if (part == exchange.rank() && !summer.shows_own()) continue;

@@ -31,9 +31,9 @@ class Neighbours {
   using SegmentFd = std::function<int(MemberId)>;
 
   // `own` outlives this.
-  Neighbours(Segment* own, SegmentFd segment_fd) : own_(own), segment_fd_(std::move(segment_fd)) {}
+  Neighbours(SharedSegment* own, SegmentFd segment_fd) : own_(own), segment_fd_(std::move(segment_fd)) {}
 
-  Segment* own() const { return own_; }
+  SharedSegment* own() const { return own_; }
 
   // kInvalidArgument if it offers no memory, or what it offers is refused.
   Result<std::shared_ptr<Neighbour>> Find(MemberId peer);
@@ -42,7 +42,7 @@ class Neighbours {
   Result<std::string> VoteOf(MemberId peer);
 
  private:
-  Segment* const own_;
+  SharedSegment* const own_;
   const SegmentFd segment_fd_;
   std::mutex mutex_;
   std::map<MemberId, std::weak_ptr<Neighbour>> known_;

@@ -52,7 +52,7 @@ void AllowSiblingsToRead() { prctl(PR_SET_PTRACER, getppid(), 0, 0, 0); }
 
 }  // namespace
 
-Result<std::unique_ptr<Segment>> Segment::Create(MemberId self) {
+Result<std::unique_ptr<SharedSegment>> SharedSegment::Create(MemberId self) {
   OwnedFd writer(memfd_create("elastates-segment", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!writer) return SystemError("create the shared segment");
   if (ftruncate(writer.get(), kSegmentBytes) != 0) return SystemError("size the shared segment");
@@ -65,10 +65,11 @@ Result<std::unique_ptr<Segment>> Segment::Create(MemberId self) {
     return reader.status();
   }
   AllowSiblingsToRead();
-  return std::unique_ptr<Segment>(new Segment(std::move(reader).value(), static_cast<char*>(base), self));
+  return std::unique_ptr<SharedSegment>(
+      new SharedSegment(std::move(reader).value(), static_cast<char*>(base), self));
 }
 
-Segment::Segment(OwnedFd fd, char* base, MemberId self)
+SharedSegment::SharedSegment(OwnedFd fd, char* base, MemberId self)
     : fd_(std::move(fd)), base_(base), probe_value_(new uint64_t(RandomValue())) {
   ControlPage* control = new (base_) ControlPage{};
   new (base_ + kVotesOffset) VoteArea{};
@@ -81,9 +82,9 @@ Segment::Segment(OwnedFd fd, char* base, MemberId self)
   for (size_t slot = 0; slot < kNumSlots; ++slot) free_slots_.push_back(slot);
 }
 
-Segment::~Segment() { munmap(base_, kSegmentBytes); }
+SharedSegment::~SharedSegment() { munmap(base_, kSegmentBytes); }
 
-Result<size_t> Segment::OpenSlot(uint64_t group, uint32_t epoch) {
+Result<size_t> SharedSegment::OpenSlot(uint64_t group, uint32_t epoch) {
   std::lock_guard<std::mutex> lock(mutex_);
   if (free_slots_.empty()) {
     return Status(StatusCode::kResourceExhausted,
@@ -103,7 +104,7 @@ Result<size_t> Segment::OpenSlot(uint64_t group, uint32_t epoch) {
   return slot;
 }
 
-void Segment::CloseSlot(size_t slot) {
+void SharedSegment::CloseSlot(size_t slot) {
   if (getpid() != control().pid) return;  // a forked child that cleans up must not close its parent's
   std::lock_guard<std::mutex> lock(mutex_);
   SlotEntry& entry = page()->slots[slot];
@@ -115,7 +116,7 @@ void Segment::CloseSlot(size_t slot) {
   DirectoryChanged();
 }
 
-void Segment::Arrive(size_t slot) {
+void SharedSegment::Arrive(size_t slot) {
   std::atomic<uint64_t>& word = page()->slots[slot].progress;
   Progress progress = Progress::Of(word.load(std::memory_order_relaxed));
   ++progress.count;
@@ -123,9 +124,9 @@ void Segment::Arrive(size_t slot) {
   FutexWakeAll(LowHalf(word));
 }
 
-void Segment::AnnounceGreeting() { DirectoryChanged(); }
+void SharedSegment::AnnounceGreeting() { DirectoryChanged(); }
 
-void Segment::DirectoryChanged() {
+void SharedSegment::DirectoryChanged() {
   page()->directory.fetch_add(1);
   FutexWakeAll(FutexWord(page()->directory));
 }

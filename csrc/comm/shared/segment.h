@@ -1,4 +1,4 @@
-// Segment: the memory in which this process shows the others of its host how far it has come.
+// SharedSegment: the memory in which this process shows the others of its host how far it has come.
 //
 // A memfd that only this process maps writable; peers get a descriptor that is open for reading alone, and
 // the kernel refuses new writable mappings (F_SEAL_FUTURE_WRITE) where it can. Lives as long as the last
@@ -19,12 +19,12 @@
 
 namespace elastates {
 
-class Segment {
+class SharedSegment {
  public:
-  static Result<std::unique_ptr<Segment>> Create(MemberId self);
-  ~Segment();
-  Segment(const Segment&) = delete;
-  Segment& operator=(const Segment&) = delete;
+  static Result<std::unique_ptr<SharedSegment>> Create(MemberId self);
+  ~SharedSegment();
+  SharedSegment(const SharedSegment&) = delete;
+  SharedSegment& operator=(const SharedSegment&) = delete;
 
   // For the peers; read-only. The segment keeps it.
   int fd() const { return fd_.get(); }
@@ -48,7 +48,7 @@ class Segment {
   const ControlPage& control() const { return *reinterpret_cast<const ControlPage*>(base_); }
 
  private:
-  Segment(OwnedFd fd, char* base, MemberId self);
+  SharedSegment(OwnedFd fd, char* base, MemberId self);
 
   ControlPage* page() { return reinterpret_cast<ControlPage*>(base_); }
   void DirectoryChanged();
