@@ -68,7 +68,7 @@ def test_near_its_time_limit_a_job_is_told_ends_well_and_is_requeued(slurm: Clus
     job.wait_for("time limit near: training ended with status 0, requeueing job")
     until(lambda: job.field("Restarts") == "1")
     slurm.command("scancel", job.id)
-    assert not list(tmp_path.glob(".elastates-*"))
+    until(lambda: not list(tmp_path.glob(".elastates-*")))  # what the requeued job may have begun goes, too
 
 
 def test_a_node_fails_a_spare_node_takes_over_and_the_job_succeeds(slurm: Cluster, tmp_path: Path) -> None:
