@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from elaswave import timeline
 from elaswave.errors import FencedError, NoQuorumError, ViewError
+from elaswave.losses import asks_for_a_view
 from elaswave.views import ViewService
 
 import _elastates
@@ -124,7 +125,7 @@ class ElasticGroup:
 
     def revoke(self, why: str = "a member asked for a new view") -> None:
         """Fail every operation of the group on all its members until a newer view is installed. Idempotent."""
-        self._comm.revoke(why)
+        self._comm.revoke(asks_for_a_view(why, self.epoch))
 
     def agree(self, payload: bytes = b"", *, timeout_s: float | None = None) -> View:
         """Agree on the next view with all members that live. A collective of those; changes no group yet.

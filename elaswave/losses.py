@@ -8,12 +8,18 @@ import re
 _MARK = re.compile(r"\[elastic epoch (?P<epoch>\d+), lost ranks (?P<ranks>[\d, ]*)\]")
 
 
+def asks_for_a_view(why: str, epoch: int) -> str:
+    """A reason to revoke a group that ``lost()`` knows, with nobody lost: its members are to recover all the same."""
+    return f"{why} [elastic epoch {epoch}, lost ranks ]"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PeerLost:
     """What an operation failed of."""
 
     ranks: tuple[int, ...]
-    """the ranks that were seen lost when the error arose, numbered as in ``epoch``; more may have died since"""
+    """the ranks that were seen lost when the error arose, numbered as in ``epoch``; more may have died since. Empty if
+    somebody asked for a new view for another reason: to let others in, or because a rank hangs"""
     epoch: int
     """of the view in which the operation ran"""
     why: str

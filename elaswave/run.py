@@ -12,6 +12,7 @@ import torch.distributed as dist
 from elaswave.agent_link import AgentLink, Listener
 from elaswave.errors import ElasWaveError
 from elaswave.launcher.hangs import straggler_scores
+from elaswave.losses import asks_for_a_view
 from elaswave.marks import MarkWriter
 from elaswave.place import Place
 from elaswave.timeouts import Timeouts
@@ -151,4 +152,4 @@ class Run:
         from elaswave.backend import comm_group_of
 
         group = comm_group_of()
-        group.revoke(f"no mark of rank {rank} in step {step}: a rank hangs [elastic epoch {group.epoch}, lost ranks ]")
+        group.revoke(asks_for_a_view(f"no mark of rank {rank} in step {step}: a rank hangs", group.epoch))
