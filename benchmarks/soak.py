@@ -11,6 +11,7 @@ members named must add up to; claims of one step with each other; members of one
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ class Soak:
         """Strike one job until the plan, or the job, is at its end; returns how many acts were carried out."""
         with tempfile.TemporaryDirectory() as directory, job(self._num_ranks, Path(directory)) as agent:
             ranks = self._wait_for_ranks(Path(directory), agent)
-            find = Finder(ranks[0].job)
+            find = functools.partial(find_ranks, ranks[0].job)
             over = threading.Event()
             num_done, acts_left, agent_was_killed = 0, len(plan), False
             for done in carry_out(plan, find, Surroundings(), over):
@@ -102,7 +103,7 @@ class Soak:
             time.sleep(0.05)
         raise SystemExit(f"the job did not begin within {HANG_S:g} s (exit status {agent.poll()})")
 
-    def _goes_on(self, directory: Path, find: Finder) -> bool:
+    def _goes_on(self, directory: Path, find: Callable[[], list[Target]]) -> bool:
         """Whether anybody lives, and makes a step; a job that only lives hangs."""
         before = num_steps(directory)
         end_s = time.monotonic() + HANG_S
@@ -147,16 +148,6 @@ class Soak:
             "details": [*self._hangs, *self._leaks],
             "claims": self._claims,
         }
-
-
-class Finder:
-    """The ranks of a job that live now."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __call__(self) -> list[Target]:
-        return find_ranks(self._name)
 
 
 @contextmanager

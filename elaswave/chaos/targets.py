@@ -35,8 +35,8 @@ class Target:
 def find_ranks(job: str = "", pid: int = 0) -> list[Target]:
     """Living ranks of a job, by rank: of the job of this name, of the one ``pid`` belongs to, or of the only one.
 
-    Where a rank has several processes (a shell, a trainer, its data loaders), the outermost one is taken, unless it
-    is an agent or a shim.
+    Where a rank has several processes (a shell, a trainer, its data loaders), the outermost one is taken; under the
+    torchrun shim that is the shim. A spare is a rank once it has joined, which its timeline says.
 
     Raises:
         ValueError: no such job, or several and none was named.

@@ -69,9 +69,8 @@ class ElasticTrainer:
         self.newcomers = 0.0
         self.parameters = list(self.model.parameters())
         num_elements = sum(parameter.numel() for parameter in self.parameters)
-        self.sums = torch.zeros(
-            num_elements + 3
-        )  # gradients, loss, how many were asked to stop, how many know of newcomers
+        # Gradients and loss; how many were asked to stop, and how many know of newcomers.
+        self.sums = torch.zeros(num_elements + 3)
         self.state: dict[str, Any] = {
             "model": self.model,
             "optimizer": self.optimizer,
