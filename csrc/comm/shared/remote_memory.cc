@@ -17,6 +17,10 @@ namespace {
 #define SYS_pidfd_open 434  // the same number on all architectures
 #endif
 
+// A process that was killed loses its memory (ESRCH, for the out-of-memory killer EFAULT) before its pidfd
+// tells: by how long at most, if not much memory has to be given back.
+constexpr int kDyingMs = 1000;
+
 bool IsForbidden() {
   const char* text = std::getenv("ELASWAVE_NO_REMOTE_READS");
   return text != nullptr && *text != '\0' && std::string(text) != "0";
@@ -50,21 +54,24 @@ Status RemoteMemory::Read(uint64_t address, void* to, size_t size_bytes) const {
     if (num_read < 0 && errno == EINTR) continue;
     if (num_read <= 0) {
       const int error = num_read < 0 ? errno : EFAULT;
-      if (!Lives()) break;
+      if (error == ESRCH || EndsWithin(kDyingMs)) return Lost();
       return Status::FromErrno(error, "read memory of process " + std::to_string(pid_));
     }
     next += num_read;
     address += static_cast<uint64_t>(num_read);
     size_bytes -= static_cast<size_t>(num_read);
   }
-  if (Lives()) return Status::Ok();
-  return Status(StatusCode::kPeerLost, "process " + std::to_string(pid_) + " ended while it was read");
+  return EndsWithin(0) ? Lost() : Status::Ok();
 }
 
 // A pidfd becomes readable when the process has ended.
-bool RemoteMemory::Lives() const {
+bool RemoteMemory::EndsWithin(int timeout_ms) const {
   pollfd ended{pidfd_.get(), POLLIN, 0};
-  return poll(&ended, 1, 0) == 0;
+  return poll(&ended, 1, timeout_ms) != 0;
+}
+
+Status RemoteMemory::Lost() const {
+  return Status(StatusCode::kPeerLost, "process " + std::to_string(pid_) + " ended while it was read");
 }
 
 }  // namespace elastates

@@ -28,7 +28,8 @@ class RemoteMemory {
  private:
   RemoteMemory(int pid, OwnedFd pidfd) : pid_(pid), pidfd_(std::move(pidfd)) {}
 
-  bool Lives() const;
+  bool EndsWithin(int timeout_ms) const;
+  Status Lost() const;
 
   const int pid_;
   const OwnedFd pidfd_;

@@ -260,6 +260,7 @@ def test_ties_that_are_none_are_refused(tmp_path: Path, ties: str) -> None:
         import_state(tmp_path / "x.safetensors", tmp_path / "run")
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor:UserWarning")  # torch 2.15's, before ours refuses it
 def test_what_cannot_become_a_checkpoint_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     def refused(state: Any, message: str, **options: Any) -> None:
         torch.save(state, tmp_path / "state.pt")
