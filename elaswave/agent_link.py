@@ -70,6 +70,10 @@ class AgentLink:
         """Say who this process is to other members; all of them hear it ("joined")."""
         self._send({"hello": {"id": member_id, "handle": handle}})
 
+    def entered(self) -> None:
+        """Say that the group has let this newcomer in."""
+        self._send({"entered": True})
+
     def show(self, *, marks_fd: int, stacks_fd: int, stacks_signal: int) -> None:
         """Let the agent see the progress marks of this process and, upon the signal, its stacks."""
         self._send({"watch": {"marks_fd": marks_fd, "stacks_fd": stacks_fd, "stacks_signal": stacks_signal}})

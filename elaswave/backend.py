@@ -89,7 +89,9 @@ def _await_welcome(service: ViewService) -> View:
     end_s = time.monotonic() + service.timeouts.meeting_s
     while True:
         try:
-            return view_from(service.keeper.await_welcome(LOOK_S), num_ranks_before=0)
+            view = view_from(service.keeper.await_welcome(LOOK_S), num_ranks_before=0)
+            service.tell_of_entry()
+            return view
         except TimeoutError:
             if service.is_too_late():
                 logger.warning("the job has finished before this newcomer was let in")

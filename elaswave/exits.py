@@ -13,6 +13,8 @@ FENCED = 86
 """The others agreed on a view without this process: it must not write, send or publish any more."""
 NO_QUORUM = 87
 """This side of a partition is not the majority, and no witness decided for it."""
+STATE_LOST = 88
+"""All that live are newcomers, and whoever could have let them in is dead: the state is in checkpoints only."""
 
 _MEANINGS = {FINISHED: "finished", FENCED: "was fenced", NO_QUORUM: "lost its quorum"}
 

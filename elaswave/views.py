@@ -53,6 +53,12 @@ class ViewService:
         """Name somebody who wants to join in every agreement from when there is a link to it. Returns at once."""
         self.keeper.add_candidate(handle, payload)
 
+    def tell_of_entry(self) -> None:
+        """Let the agent know that this newcomer is a member now."""
+        if self._link:
+            with contextlib.suppress(LaunchError):  # the agent is gone: nobody counts who has the state
+                self._link.entered()
+
     def is_too_late(self) -> bool:
         """Whether the job ends: somebody has finished, and of those who were there from the start nobody lives."""
         with self._lock:

@@ -48,7 +48,14 @@ def run(options: Options, *, is_shim: bool = False) -> int:
     with Console(f"{name} {options.node_rank}") as console:
         try:
             agent = Agent(options, console, is_shim=is_shim)
-            return asyncio.run(agent.run())
+            status = asyncio.run(agent.run())
+            for num_left in reversed(range(options.max_restarts)):
+                if status == exits.FINISHED or not agent.may_restart:
+                    break
+                console.say(f"the job begins anew; {num_left} restarts are left")
+                agent = Agent(options, console, is_shim=is_shim)
+                status = asyncio.run(agent.run())
+            return status
         except asyncio.CancelledError:  # by a signal, before anything was started
             return exits.from_wait(-agent.asked) if agent.asked else exits.NOT_MET
         except LaunchError as error:
@@ -76,6 +83,8 @@ class Agent:
         """what the workers were sent to make them end"""
         self._error: BaseException | None = None  # of a task of the agent's own
         self._status: int | None = None  # decided before everybody has ended
+        self.may_restart = not options.joins
+        """all agents are there to begin anew, and nobody has asked for the end"""
         self._node = options.node_rank
         self._main: asyncio.Task[int] | None = None  # while the agents meet
         self._job: Job
@@ -308,6 +317,7 @@ class Agent:
         """Its ranks may live or not; what it was the last to tell, the others may not all have heard."""
         if why:
             self._console.say(f"node {node} is lost: {why}")
+            self.may_restart = False
         for seat in self._roster.seats.values():
             if seat.node == node and seat.death:
                 self._links.send_all(encode(seat.death))
@@ -327,6 +337,10 @@ class Agent:
             if not self._roster.is_over():
                 self._console.say(f"fewer than --min-ranks={self._options.min_ranks} are left: ending the others")
                 self._end_ranks(signal.SIGTERM)
+        elif self._status is None and self._roster.has_lost_its_state():
+            self._status = exits.STATE_LOST
+            self._console.say("all that live wait for ranks that are dead to let them in: ending them")
+            self._end_ranks(signal.SIGTERM)
         if self._roster.is_over() and not self._staff.ranks():
             self._over.set()
 
@@ -354,6 +368,7 @@ class Agent:
     def _signalled(self, number: signal.Signals) -> None:
         self._console.say(f"{number.name} received and passed on to the workers")
         if number in ENDING:
+            self.may_restart = False
             self._num_signals += 1
             self._end_ranks(number)
             if self._main:

@@ -4,6 +4,7 @@ The first message of a connection is ``{"token": ELASWAVE_TOKEN}``; the answer i
 as events, and from then on every new one. Later messages:
 
     {"hello": {"id": "...", "handle": "..."}}                     who this process is; all are told ("joined")
+    {"entered": true}                                             the group has let this newcomer in; all are told
     {"watch": {"marks_fd": , "stacks_fd": , "stacks_signal": }}   see elaswave/marks.py and elaswave/stacks.py
     {"kill": "id"}                                                fence a member; the answer is the news of its death
     {"warm": true}                                                of a spare; the answer is {"promote": ...}, some day
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from elaswave.launcher.channel import Channel, Message
-from elaswave.launcher.events import Event, Joined, encode
+from elaswave.launcher.events import Entered, Event, Joined, encode
 from elaswave.launcher.roster import Roster
 from elaswave.launcher.staff import Process, Staff
 from elaswave.launcher.watch import Watched
@@ -49,6 +50,8 @@ class Desk:
             self._let_in(channel, message)
         elif "hello" in message:
             self._hello(process, message["hello"])
+        elif "entered" in message:
+            self._tell(Entered(rank=_rank_of(process), node=self._node, attempt=process.attempt))
         elif "watch" in message:
             watched = Watched(pid, message["watch"])
             if process.watched:
@@ -61,7 +64,7 @@ class Desk:
             process.is_warm = True
             self._say(f"{process.worker.plan.title} (pid {pid}) is warm")
         else:
-            raise ValueError(f"expected hello, watch, kill or warm, got {message!r}")
+            raise ValueError(f"expected hello, entered, watch, kill or warm, got {message!r}")
 
     def _let_in(self, channel: Channel, message: Message) -> None:
         process = self._staff.of_token(message.get("token"))
@@ -72,14 +75,18 @@ class Desk:
             channel.send(process.promotion)
 
     def _hello(self, process: Process, who: dict[str, Any]) -> None:
-        if process.rank is None:
-            raise ValueError("a spare has no place yet, so nobody is to know it")
         self._tell(
             Joined(
-                rank=process.rank,
+                rank=_rank_of(process),
                 node=self._node,
                 attempt=process.attempt,
                 id=str(who["id"]),
                 handle=str(who.get("handle", "")),
             )
         )
+
+
+def _rank_of(process: Process) -> int:
+    if process.rank is None:
+        raise ValueError("a spare has no place yet, so nobody is to know it")
+    return process.rank

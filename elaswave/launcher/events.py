@@ -41,6 +41,16 @@ class Joined(Event):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Entered(Event):
+    """A newcomer was let into the group: from now on it can let others in."""
+
+    name: ClassVar[str] = "entered"
+    rank: int
+    node: int
+    attempt: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Death(Event):
     """A process has ended, proven by ``waitpid``; ``status`` as a shell counts (0: it finished)."""
 
@@ -105,7 +115,7 @@ class AgentLost(Event):
 
 
 KINDS: dict[str, type[Event]] = {
-    kind.name: kind for kind in (Started, Joined, Death, Hang, Alive, Pace, Spares, AgentLost)
+    kind.name: kind for kind in (Started, Joined, Entered, Death, Hang, Alive, Pace, Spares, AgentLost)
 }
 
 

@@ -17,6 +17,7 @@ exit status:
     85   the agents of the job did not meet in time; nothing was started
     86   this node's ranks were fenced: the others went on without them
     87   this node's ranks lost their quorum
+    88   only newcomers were left, and nobody who could have told them the state of training
     other: that of the worker whose end left fewer than --min-ranks (128 + N: it was killed by signal N)
 
 SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 are passed on to the workers; the first three end the job, a second one
@@ -46,6 +47,8 @@ class Options:
     """start a new process for a dead rank when no spare is free"""
     max_replacements: int = 16
     """how many dead ranks this agent replaces before it believes that starting again is no remedy"""
+    max_restarts: int = 0
+    """how often a job that failed as a whole is begun anew, for its script to go on from a checkpoint"""
     joins: bool = False
     """this node comes late: its processes are spares for a job that is running"""
     meeting_points: tuple[str, ...] = ()
@@ -71,6 +74,7 @@ class Options:
         _check(self.workers_per_node >= 0, "--nproc-per-node must not be negative", self.workers_per_node)
         _check(self.num_spares >= 0, "--spares must not be negative", self.num_spares)
         _check(self.max_replacements >= 0, "--max-replacements must not be negative", self.max_replacements)
+        _check(self.max_restarts >= 0, "--max-restarts must not be negative", self.max_restarts)
         _check(self.workers_per_node + self.num_spares > 0, "this node would start nothing: --nproc-per-node", 0)
         _check(self.min_ranks >= 1, "--min-ranks must be at least 1", self.min_ranks)
         if self.num_nodes == 1 and not self.joins:
@@ -106,6 +110,7 @@ def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str]
             num_spares=words.spares,
             replaces=words.replace,
             max_replacements=words.max_replacements,
+            max_restarts=words.max_restarts,
             joins=words.join,
             meeting_points=tuple(filter(None, words.master.split(","))),
             timeouts=Timeouts(words.failure_timeout_s),
@@ -149,6 +154,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--replace", action="store_true", help="start a new process for a dead rank when no spare is free")
     add("--max-replacements", type=int, default=16, metavar="N", help="dead ranks replaced on this node at most (16)")
+    add(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="begin anew, from a checkpoint that the script finds, when the job as a whole has failed (0)",
+    )
     add(
         "--failure-timeout-s",
         type=float,

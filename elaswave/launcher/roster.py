@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from elaswave import exits
-from elaswave.launcher.events import AgentLost, Alive, Death, Event, Hang, Joined, Pace, Spares, Started
+from elaswave.launcher.events import AgentLost, Alive, Death, Entered, Event, Hang, Joined, Pace, Spares, Started
 
 
 @dataclasses.dataclass
@@ -18,11 +18,16 @@ class Seat:
     attempt: int = -1
     pid: int = 0
     joined: Joined | None = None
+    entered: Entered | None = None
     death: Death | None = None
 
     @property
     def is_running(self) -> bool:
         return self.pid > 0 and self.death is None
+
+    @property
+    def waits_to_enter(self) -> bool:
+        return self.is_running and self.attempt > 0 and self.joined is not None and self.entered is None
 
 
 class Roster:
@@ -43,6 +48,8 @@ class Roster:
             self.seats[event.rank] = Seat(event.rank, event.node, event.attempt, event.pid)
         elif isinstance(event, Joined) and self._is_current(event):
             self.seats[event.rank].joined = event
+        elif isinstance(event, Entered) and self._is_current(event):
+            self.seats[event.rank].entered = event
         elif isinstance(event, Death) and self._is_current(event):
             self.seats[event.rank].death = event
             self.last_failure = event if event.status else self.last_failure
@@ -67,7 +74,7 @@ class Roster:
         for seat in self.seats.values():
             if seat.pid:
                 told.append(Started(rank=seat.rank, node=seat.node, attempt=seat.attempt, pid=seat.pid))
-            told += [event for event in (seat.joined, seat.death) if event]
+            told += [event for event in (seat.joined, seat.entered, seat.death) if event]
         return told
 
     def vacant(self) -> list[Seat]:
@@ -94,6 +101,12 @@ class Roster:
             for seat in self.seats.values()
         )
 
+    def has_lost_its_state(self) -> bool:
+        """All that run are newcomers that wait for members to let them in, and every member is proven dead."""
+        running = [seat for seat in self.seats.values() if seat.is_running]
+        is_known = bool(running) and not self.lost_nodes and not self.num_finished()
+        return is_known and all(seat.waits_to_enter for seat in running)
+
     def exit_status(self, min_ranks: int) -> int:
         """The job's, once it is over."""
         if self.num_finished() >= min_ranks:
@@ -116,5 +129,5 @@ class Roster:
     def _is_finished(seat: Seat) -> bool:
         return seat.death is not None and seat.death.status == exits.FINISHED
 
-    def _is_current(self, event: Joined | Death) -> bool:
+    def _is_current(self, event: Joined | Entered | Death) -> bool:
         return self.seats[event.rank].attempt == event.attempt

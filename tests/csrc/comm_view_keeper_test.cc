@@ -1,7 +1,10 @@
 // ViewKeeper over real links: several endpoints in this process, which agree, are reported dead, join.
+#include <chrono>
+#include <functional>
 #include <future>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -77,6 +80,13 @@ std::vector<AgreedView> AgreeAll(std::vector<Node>& nodes) {
   return agreed;
 }
 
+// Polls: the links' thread does it.
+bool Comes(const std::function<bool()>& holds) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (!holds() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+  return holds();
+}
+
 void Close(Node& node) {
   node.keeper->Close();
   node.endpoint->Close();
@@ -111,6 +121,8 @@ TEST(views_follow_one_another_down_to_one_member) {
     nodes.erase(nodes.begin());
     for (Node& node : nodes) node.endpoint->links().ReportDead(dead.id, "for the test", "");
     for (const AgreedView& agreed : AgreeAll(nodes)) CHECK_EQ(agreed.view.members.size(), nodes.size());
+    CHECK(
+        Comes([&] { return nodes[0].endpoint->links().PeerSegmentFd(dead.id) < 0; }));  // costs nothing more
   }
   Close(nodes);
 }

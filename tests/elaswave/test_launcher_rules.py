@@ -6,7 +6,7 @@ import pytest
 
 from elaswave import exits
 from elaswave.launcher import events, places, plan
-from elaswave.launcher.events import AgentLost, Death, Hang, Joined, Pace, Spares, Started
+from elaswave.launcher.events import AgentLost, Death, Entered, Hang, Joined, Pace, Spares, Started
 from elaswave.launcher.options import Options
 from elaswave.launcher.plan import Job, Node
 from elaswave.launcher.roster import Roster
@@ -62,6 +62,33 @@ def test_the_status_is_that_of_the_last_failure_when_too_few_finished() -> None:
     assert ranks.exit_status(min_ranks=1) == 3
 
 
+def test_the_state_is_lost_when_all_that_run_wait_for_the_dead() -> None:
+    ranks = roster(num_nodes=1)
+    ranks.apply(death(ranks, 0, is_replaced=True))
+    ranks.apply(Started(rank=0, node=0, attempt=1, pid=200))
+    ranks.apply(Joined(rank=0, node=0, attempt=1, id="new", handle=""))
+    assert not ranks.has_lost_its_state()  # rank 1 will let it in
+    ranks.apply(death(ranks, 1))
+    assert ranks.has_lost_its_state()
+    ranks.apply(Entered(rank=0, node=0, attempt=1))
+    assert not ranks.has_lost_its_state()
+
+
+def test_the_state_is_not_known_to_be_lost_where_members_may_live_or_somebody_has_finished() -> None:
+    for last, is_lost in (
+        ([death(roster(), 3)], True),
+        ([death(roster(), 3), AgentLost(node=1, why="cut")], False),
+        ([death(roster(), 3, exits.FINISHED)], False),
+    ):
+        ranks = roster()
+        for event in (*(death(ranks, rank) for rank in (0, 1, 2)), *last):
+            ranks.apply(event)
+        ranks.apply(Started(rank=0, node=0, attempt=1, pid=200))
+        assert not ranks.has_lost_its_state()  # it may be a script that does not join
+        ranks.apply(Joined(rank=0, node=0, attempt=1, id="new", handle=""))
+        assert ranks.has_lost_its_state() == is_lost
+
+
 def test_news_of_an_earlier_process_of_a_rank_change_nothing() -> None:
     ranks = roster()
     late = death(ranks, 1)
@@ -77,6 +104,7 @@ def test_the_history_leads_a_newcomer_to_the_same_state() -> None:
     ranks = roster()
     for event in (
         Joined(rank=0, node=0, attempt=0, id="a", handle="h"),
+        Entered(rank=0, node=0, attempt=0),
         death(ranks, 3),
         Spares(node=0, num_free=2),
         AgentLost(node=1, why="cut"),

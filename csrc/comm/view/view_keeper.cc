@@ -181,6 +181,7 @@ class ViewKeeper::Core : public std::enable_shared_from_this<ViewKeeper::Core> {
       Result<std::string> vote = neighbours->VoteOf(lost.id);
       if (vote.ok()) proof = std::move(vote).value();
     }
+    if (lost.loss == Loss::kDead) dead_.push_back(lost.id);
     Do(membership_.OnLoss(lost.id, lost.loss, proof));
   }
 
@@ -224,9 +225,24 @@ class ViewKeeper::Core : public std::enable_shared_from_this<ViewKeeper::Core> {
     if (!decision.ok()) return Leave(Out::kNoQuorum, decision.status().message());
     endpoint_->links().SetEpoch(membership_.view().epoch);
     num_members_.store(membership_.view().members.size());
+    ForgetTheDead();
     std::lock_guard<std::mutex> lock(mutex_);
     agreed_.push_back({membership_.view(), std::move(decision).value()});
     changed_.notify_all();
+  }
+
+  // Their votes have been read, and nobody asks for the segments of those who are in no view any more.
+  void ForgetTheDead() {
+    const std::vector<Member>& members = membership_.view().members;
+    for (MemberId id : std::exchange(dead_, {})) {
+      const bool is_member =
+          std::any_of(members.begin(), members.end(), [id](const Member& member) { return member.id == id; });
+      if (is_member) {
+        dead_.push_back(id);
+      } else {
+        endpoint_->links().Forget(id);
+      }
+    }
   }
 
   void Leave(Out out, const std::string& why) {
@@ -266,6 +282,7 @@ class ViewKeeper::Core : public std::enable_shared_from_this<ViewKeeper::Core> {
   const std::unique_ptr<VoteStore> votes_;
   Membership membership_;
   bool is_ticking_ = false;
+  std::vector<MemberId> dead_;  // whose segments are kept: of the view, or lost since
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;  // of what follows, all guarded by mutex_
