@@ -6,9 +6,10 @@ import signal
 import sys
 from pathlib import Path
 
-from elaswave import exits
-from launching import Launcher
+from launching import Launched, Launcher
 from polling import until
+
+from elaswave import exits
 
 RANK_SCRIPT = Path(__file__).parent / "replaced_rank.py"
 WAITING_SCRIPT = Path(__file__).parent / "waiting_rank.py"
@@ -46,11 +47,16 @@ def test_a_spare_ends_with_its_agent(launch: Launcher) -> None:
 def test_when_only_newcomers_are_left_the_job_begins_anew_as_often_as_it_may(launch: Launcher) -> None:
     options = ["--nproc-per-node", "2", "--replace", "--max-restarts", "1"]
     job = launch([sys.executable, "-m", "elaswave.launcher", *options, WAITING_SCRIPT])
-    for run in (1, 2):
-        until(lambda: len(re.findall(r"is in as rank", job.output)) == 2 * run)
-        for pid in re.findall(r"pid (\d+) is in as rank", job.output)[-2:]:
-            os.kill(int(pid), signal.SIGKILL)
-        until(lambda: job.output.count("all that live wait for ranks that are dead to let them in") == run)
+    kill_all(job, num_runs=1)
+    kill_all(job, num_runs=2)
     job.wait(expect=exits.STATE_LOST)
     assert job.output.count("the job begins anew; 0 restarts are left") == 1
     assert not job.pids()
+
+
+def kill_all(job: Launched, *, num_runs: int) -> None:
+    """Kill both ranks of the job's run with this number, whose replacements then wait for nobody."""
+    until(lambda: job.output.count("is in as rank") == 2 * num_runs)
+    for pid in re.findall(r"pid (\d+) is in as rank", job.output)[-2:]:
+        os.kill(int(pid), signal.SIGKILL)
+    until(lambda: job.output.count("all that live wait for ranks that are dead to let them in") == num_runs)
