@@ -134,6 +134,7 @@ class Soak:
     def result(self) -> dict[str, Any]:
         """JSON-ready."""
         claims = [claim for of_job in self._claims for claim in of_job]
+        split = [text for of_job in self._claims for text in find_split_brains(of_job)]
         return {
             "events": len(self._done),
             "by_kind": dict(Counter(done.kind for done in self._done)),
@@ -143,9 +144,9 @@ class Soak:
             "epochs": sum(len({claim["epoch"] for claim in of_job}) for of_job in self._claims),
             "wrong_sums": sum(map(is_wrong, claims)),
             "hangs": len(self._hangs),
-            "split_brains": sum(map(count_split_brains, self._claims)),
+            "split_brains": len(split),
             "leaked": len(self._leaks) + sum(map(count_leaked_descriptors, self._claims)),
-            "details": [*self._hangs, *self._leaks],
+            "details": [*self._hangs, *self._leaks, *split],
             "claims": self._claims,
         }
 
@@ -195,17 +196,20 @@ def is_wrong(claim: Claim) -> bool:
     return claim["low"] != expected or claim["high"] != expected
 
 
-def count_split_brains(claims: list[Claim]) -> int:
+def find_split_brains(claims: list[Claim]) -> list[str]:
     """Steps and epochs that two groups claim, and claims of processes that were not members."""
+    found = []
     by_step: dict[int, set[tuple[int, ...]]] = defaultdict(set)
     by_epoch: dict[int, set[tuple[int, ...]]] = defaultdict(set)
-    strangers = 0
     for claim in claims:
         members = tuple(claim["members"])
         by_step[claim["step"]].add((claim["epoch"], *members))
         by_epoch[claim["epoch"]].add(members)
-        strangers += claim["pid"] not in members
-    return strangers + sum(len(groups) > 1 for table in (by_step, by_epoch) for groups in table.values())
+        if claim["pid"] not in members:
+            found.append(f"process {claim['pid']} claims step {claim['step']} of members {members}")
+    for name, table in (("step", by_step), ("epoch", by_epoch)):
+        found += [f"{name} {number} is claimed by {groups}" for number, groups in table.items() if len(groups) > 1]
+    return found
 
 
 def count_leaked_descriptors(claims: list[Claim]) -> int:

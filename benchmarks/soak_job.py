@@ -30,7 +30,7 @@ class Member:
     def __init__(self, directory: Path) -> None:
         self.run = elaswave.join(backend="elastic")
         self.group = elaswave.ElasticGroup.of()
-        self.committed = self.summed = -1
+        self.committed = self.summed = -1  # at most one apart
         self.claim: dict[str, object] = {}
         self.lines = open(directory / f"{os.getpid()}.steps.jsonl", "a", buffering=1)  # noqa: SIM115
         if self.group.view:  # others were here before; what they said when they let us in
@@ -65,16 +65,19 @@ class Member:
         timeline.note("committed", step=self.committed, rank=self.run.rank)
 
     def recover(self) -> None:
-        """Go on with those who live and those who wait, behind the step of whoever was furthest."""
+        """Go on with those who live and those who wait, behind the last step that counts."""
         view = self.run.recover(PROGRESS.pack(self.committed, self.summed))
-        if furthest(view) > self.committed and self.summed == furthest(view):
+        if furthest(view) > self.committed:
             self.commit()
         self.committed = self.summed = furthest(view)
 
 
 def furthest(view: elaswave.View) -> int:
-    """The last step that any of its members had committed."""
-    return max(PROGRESS.unpack(payload)[0] for payload in view.payloads if payload)
+    """The last step that somebody may have committed: all who were there have its sum, and nothing further.
+
+    Nobody commits before all have the sum; and whoever did so, and died before it could say so, has written it down.
+    """
+    return min(PROGRESS.unpack(payload)[1] for payload in view.payloads if payload)
 
 
 def main() -> None:

@@ -5,8 +5,9 @@ random draw is a function of (seed, step, slot); gradients are summed over all s
 So the global batch stays what it is, and a step that was interrupted is done again by the survivors from unchanged
 parameters. Not bit for bit the same as without the death: sums are taken in another order.
 
-One question has to be answered after a death: has anybody applied the step already? A rank applies it only when it
-knows that all have the sums, so whoever lives can catch up with the one that was furthest.
+One question has to be answered after a death: has anybody applied the step, perhaps the dead one? A rank applies it
+only when it knows that all have the sums. So where all who live have them the step counts, and everybody applies it;
+where somebody has not, nobody has applied it, and it is done again.
 """
 
 import contextlib
@@ -132,10 +133,11 @@ class ElasticTrainer:
         view = self.run.recover(self.progress.dump())
         told = [Progress.load(payload) for payload in view.payloads if payload]
         caught_up = None
-        if self.progress.has_state and max(progress.committed for progress in told) > self.progress.committed:
+        if self.progress.has_state and min(one.summed for one in told if one.has_state) > self.progress.committed:
             caught_up = self._apply()
-        evaluated = max(progress.evaluated for progress in told)
-        self.progress = dataclasses.replace(self.progress, evaluated=evaluated)
+        self.progress = dataclasses.replace(
+            self.progress, summed=self.progress.committed, evaluated=max(one.evaluated for one in told)
+        )
         self.follow(view)
         return caught_up
 
