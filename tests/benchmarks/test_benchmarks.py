@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import ceilings, checkpoint, group, memory, protocol, ratios, reading, tiny_tensors
+from benchmarks import against, ceilings, checkpoint, group, memory, protocol, ratios, reading, tiny_tensors
 from benchmarks.contenders.base import Contender, Pending
 from benchmarks.contenders.peer import SyncedAfterwards
 from benchmarks.contenders.torch_save import TorchSave
@@ -296,3 +296,9 @@ def test_actors_script(tmp_path: Path) -> None:
     assert report["same_thread_hop_ns"] > 0
     assert report["cross_thread_messages_per_s"] > 0
     assert report["rss_after_mb"] - report["rss_before_mb"] < 16
+
+
+def test_two_commits_are_compared_second_over_first() -> None:
+    first = dict.fromkeys(against.FIGURES, 2.0)
+    rounds = [(first, dict.fromkeys(against.FIGURES, second)) for second in (1.0, 3.0, 1.5)]
+    assert against.summary(rounds)["stall_ms"] == {"first": 2.0, "second": 1.5, "ratio": 0.75}
