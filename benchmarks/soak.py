@@ -134,6 +134,7 @@ class Soak:
     def result(self) -> dict[str, Any]:
         """JSON-ready."""
         claims = [claim for of_job in self._claims for claim in of_job]
+        leaks = [*self._leaks, *(text for of_job in self._claims for text in find_leaks(of_job))]
         split = [text for of_job in self._claims for text in find_split_brains(of_job)]
         return {
             "events": len(self._done),
@@ -145,8 +146,8 @@ class Soak:
             "wrong_sums": sum(map(is_wrong, claims)),
             "hangs": len(self._hangs),
             "split_brains": len(split),
-            "leaked": len(self._leaks) + sum(map(count_leaked_descriptors, self._claims)),
-            "details": [*self._hangs, *self._leaks, *split],
+            "leaked": len(leaks),
+            "details": [*self._hangs, *leaks, *split],
             "claims": self._claims,
         }
 
@@ -212,16 +213,21 @@ def find_split_brains(claims: list[Claim]) -> list[str]:
     return found
 
 
-def count_leaked_descriptors(claims: list[Claim]) -> int:
-    """Processes that hold more descriptors than when their group first was as large."""
-    leaked = 0
+def find_leaks(claims: list[Claim]) -> list[str]:
+    """Processes that hold more descriptors (shared memory has one each) or threads than when their group first was as
+    large."""
+    found = []
     for pid in {claim["pid"] for claim in claims}:
         mine = sorted((claim for claim in claims if claim["pid"] == pid), key=lambda claim: claim["step"])
-        by_size: dict[int, list[int]] = defaultdict(list)
+        by_size: dict[int, list[Claim]] = defaultdict(list)
         for claim in mine:
-            by_size[len(claim["members"])].append(claim["fds"])
-        leaked += any(min(counts[-3:]) > max(counts[:3]) + 4 for counts in by_size.values() if len(counts) > 10)
-    return leaked
+            by_size[len(claim["members"])].append(claim)
+        for size, of_size in by_size.items():
+            for what, leeway in (("fds", 4), ("threads", 1)):
+                counts = [claim[what] for claim in of_size]
+                if len(counts) > 10 and min(counts[-3:]) > max(counts[:3]) + leeway:
+                    found.append(f"process {pid} among {size} had {max(counts[:3])} {what}, then {min(counts[-3:])}")
+    return found
 
 
 if __name__ == "__main__":
