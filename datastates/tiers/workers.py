@@ -39,9 +39,13 @@ class Workers:
             Exception: the first error.
         """
         batch = _Batch(act, list(zip(*arguments, strict=True)))
-        for number in range(len(batch.arguments)):
-            self._tasks.put(lambda number=number: batch.run(number))  # type: ignore[misc]
-        return batch.wait()
+        try:
+            for number in range(len(batch.arguments)):
+                self._tasks.put(lambda number=number: batch.run(number))  # type: ignore[misc]
+            return batch.wait()
+        except BaseException as error:  # Ctrl-C: nobody wants what has not begun
+            batch.give_up(error)
+            raise
 
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None:
@@ -73,13 +77,12 @@ class _Batch(Generic[T]):
             self._num_left -= 1
             self._changed.notify_all()
 
+    def give_up(self, error: BaseException) -> None:
+        self._error = self._error or error
+
     def wait(self) -> list[T]:
-        try:
-            with self._changed:
-                self._changed.wait_for(lambda: not self._num_left)
-        except BaseException as interruption:  # Ctrl-C: nobody wants what has not begun
-            self._error = interruption
-            raise
+        with self._changed:
+            self._changed.wait_for(lambda: not self._num_left)
         if self._error is not None:
             raise self._error
         return [self._results[number] for number in range(len(self.arguments))]
