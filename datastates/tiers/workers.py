@@ -13,6 +13,9 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
+LOOK_S = 0.5
+"""A Ctrl-C that comes just before a thread begins to wait does not wake it."""
+
 
 class Workers:
     """Daemon threads; several threads may call :meth:`map` at once, and share them."""
@@ -82,7 +85,8 @@ class _Batch(Generic[T]):
 
     def wait(self) -> list[T]:
         with self._changed:
-            self._changed.wait_for(lambda: not self._num_left)
+            while not self._changed.wait_for(lambda: not self._num_left, LOOK_S):
+                continue
         if self._error is not None:
             raise self._error
         return [self._results[number] for number in range(len(self.arguments))]
