@@ -338,7 +338,7 @@ class Agent:
                 self._console.say(f"fewer than --min-ranks={self._options.min_ranks} are left: ending the others")
                 self._end_ranks(signal.SIGTERM)
         elif self._status is None and self._roster.has_lost_its_state():
-            self._status = exits.STATE_LOST
+            self._status = exits.NO_QUORUM if self._roster.has_lost_quorum() else exits.STATE_LOST
             self._console.say("all that live wait for ranks that are dead to let them in: ending them")
             self._end_ranks(signal.SIGTERM)
         if self._roster.is_over() and not self._staff.ranks():

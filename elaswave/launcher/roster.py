@@ -102,10 +102,19 @@ class Roster:
         )
 
     def has_lost_its_state(self) -> bool:
-        """All that run are newcomers that wait for members to let them in, and every member is proven dead."""
-        running = [seat for seat in self.seats.values() if seat.is_running]
-        is_known = bool(running) and not self.lost_nodes and not self.num_finished()
+        """All that run here are newcomers that wait for members to let them in, and no member will.
+
+        Every member is proven dead, or this is the side of a cut cable that has lost its quorum: members on the other
+        side do not hear of its newcomers even when the cable is back.
+        """
+        running = [seat for seat in self.seats.values() if seat.is_running and seat.node not in self.lost_nodes]
+        is_known = bool(running) and not self.num_finished() and (not self.lost_nodes or self.has_lost_quorum())
         return is_known and all(seat.waits_to_enter for seat in running)
+
+    def has_lost_quorum(self) -> bool:
+        """Nodes cannot be reached, and the last rank that failed ended because of that."""
+        failure = self.last_failure
+        return bool(self.lost_nodes) and failure is not None and failure.status == exits.NO_QUORUM
 
     def exit_status(self, min_ranks: int) -> int:
         """The job's, once it is over."""

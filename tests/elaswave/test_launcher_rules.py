@@ -89,6 +89,19 @@ def test_the_state_is_not_known_to_be_lost_where_members_may_live_or_somebody_ha
         assert ranks.has_lost_its_state() == is_lost
 
 
+def test_who_replaces_those_that_lost_their_quorum_waits_for_nobody() -> None:
+    ranks = roster()
+    ranks.apply(AgentLost(node=0, why="cut"))
+    for rank in (2, 3):
+        ranks.apply(death(ranks, rank, exits.NO_QUORUM, is_replaced=True))
+        ranks.apply(Started(rank=rank, node=1, attempt=1, pid=200 + rank))
+        assert not ranks.has_lost_its_state()
+    for rank in (2, 3):
+        ranks.apply(Joined(rank=rank, node=1, attempt=1, id="new", handle=""))
+    assert ranks.has_lost_its_state()
+    assert ranks.has_lost_quorum()
+
+
 def test_news_of_an_earlier_process_of_a_rank_change_nothing() -> None:
     ranks = roster()
     late = death(ranks, 1)
