@@ -246,11 +246,19 @@ class ViewKeeper::Core : public std::enable_shared_from_this<ViewKeeper::Core> {
   }
 
   void Leave(Out out, const std::string& why) {
-    if (options_.exits_when_out) End(out, why);
+    if (options_.exits_when_out && out == Out::kFenced) End(out, why);
+    if (options_.exits_when_out) return EndOnceSent(out, why);
     std::lock_guard<std::mutex> lock(mutex_);
     out_ = out;
     why_out_ = why;
     changed_.notify_all();
+  }
+
+  // The others on this side hear that it is over from whoever led them, or wait for the failure timeout
+  // again, one after the other. Two turns of the messenger: what was to be sent leaves at the end of the
+  // first.
+  void EndOnceSent(Out out, const std::string& why) {
+    Post([out, why](Core& core) { core.Post([out, why](Core& last) { last.End(out, why); }); });
   }
 
   // Not exit(): that would wait for threads that may hang, and run what writes.
