@@ -98,6 +98,17 @@ TEST(the_majority_goes_on_and_the_minority_stops_when_a_cable_is_cut) {
   }
 }
 
+// 2 ticks to give up all who might lead, 2 to miss them, 2 for their fence, and the messages between.
+TEST(the_members_of_a_host_that_is_cut_off_are_given_up_together) {
+  World world(Fair(1, 17));
+  world.At(0.5, [&] { world.Cut(0x00ff); });
+  world.At(10, [&] {
+    for (int index = 8; index < 17; ++index) CHECK_EQ(world.view(index).epoch, 2u);
+  });
+  CHECK_EQ(world.Run(), "");
+  CHECK_EQ(world.num_running(), 9);
+}
+
 TEST(without_a_witness_both_halves_stop) {
   World world(Fair(3, 4));
   world.At(0.5, [&] { world.Cut(0b0101); });

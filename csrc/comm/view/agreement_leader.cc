@@ -270,11 +270,16 @@ void Agreement::GiveUpOnAnswers() {
   fence_ticks_left_ = yield_ticks_left_ = -1;
 }
 
+// A host that is cut off takes all of its members away: those behind a leader whose links are broken as well
+// get no time of their own.
 void Agreement::FollowerTick() {
-  const int leader = Leader();
+  int leader = Leader();
   const int limit = peers_[leader].is_unreachable ? options_.grace_ticks : options_.silent_ticks;
   if (++leader_silent_ticks_ < limit) return;
-  peers_[leader].is_given_up = true;
+  do {
+    peers_[leader].is_given_up = true;
+    leader = Leader();
+  } while (leader != self_ && peers_[leader].is_unreachable);
   leader_silent_ticks_ = 0;
 }
 
