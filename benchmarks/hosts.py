@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 INTERFACE = "eth0"
+PROBE = "ip link add bridge type bridge; ip link add one type veth peer name other"
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Hosts:
             return "network namespaces need root"
         if shutil.which("ip") is None:
             return "network namespaces need ip: apt-get install iproute2"
-        probe = subprocess.run(["unshare", "--net", "true"], capture_output=True, text=True)
-        return probe.stderr.strip()
+        probe = subprocess.run(["unshare", "--net", "sh", "-ec", PROBE], capture_output=True, text=True)
+        return "" if probe.returncode == 0 else f"network namespaces cannot be made: {probe.stderr.strip()}"
 
     def __enter__(self) -> Hosts:
         try:

@@ -1,12 +1,14 @@
 """The job of benchmarks/soak.py: sums whose right value anybody can compute, on a group that loses and gains members.
 
 Every committed step is a line of JSON in SOAK_DIR/PID.steps.jsonl: the step, the epoch, the members by rank (their
-pids) and the sum that was got. contribution(pid, step) is what a member adds.
+pids) and the sum that was got. contribution(pid, step) is what a member adds. SOAK_WORK_S, 0 if it is not set: how long
+a step takes before the sum.
 """
 
 import json
 import os
 import struct
+import time
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from elaswave import timeline
 
 ELEMENTS = 1000
 PROGRESS = struct.Struct("<qq")  # committed, summed
+WORK_S = float(os.environ.get("SOAK_WORK_S", "0"))
 
 
 def contribution(pid: int, step: int) -> int:
@@ -40,6 +43,7 @@ class Member:
         """Sum, make sure that all have the sum, write it down."""
         step = self.committed + 1
         self.run.progress(step, "begin")
+        time.sleep(WORK_S)
         members = torch.zeros(self.run.num_ranks, dtype=torch.int64)
         members[self.run.rank] = os.getpid()
         value = torch.full((ELEMENTS,), contribution(os.getpid(), step), dtype=torch.int64)

@@ -132,6 +132,8 @@ LASTING = ("stop", "slow", "partition", "full_disk")
 """Those that have an end."""
 DEADLY = ("kill", "sleep", "hold_gil")
 """Those that a rank does not survive: a hang is found and fenced."""
+WITHOUT_VICTIM = ("partition", "full_disk")
+"""Those that are done to no process, whichever is drawn."""
 
 
 def _ask(target: Target, number: int) -> None:

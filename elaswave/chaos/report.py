@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+from elaswave.chaos.acts import WITHOUT_VICTIM
 from elaswave.chaos.strike import Done
 from elaswave.timeline import MILESTONES, read_milestones
 
@@ -22,16 +23,17 @@ def milestones_of(directory: Path) -> Milestones:
 
 
 def follow(done: Done, milestones: Milestones, before_s: float) -> dict[str, dict[str, float]]:
-    """For every other process, seconds from the act to its first milestone of each kind, in their order.
+    """For every process but the victim, seconds from the act to its first milestone of each kind, in their order.
 
     Milestones at or after ``before_s``, when the next act began, belong to that one. A process that saw no loss has
     no entry.
     """
     reached = {}
+    victim = None if done.kind in WITHOUT_VICTIM else done.pid
     for pid, notes in milestones.items():
         times: dict[str, float] = {}
         for note in notes:
-            if pid != done.pid and done.at_s <= note["at_s"] < before_s and _is_next(note["what"], times):
+            if pid != victim and done.at_s <= note["at_s"] < before_s and _is_next(note["what"], times):
                 times[note["what"]] = note["at_s"] - done.at_s
         if times:
             reached[str(pid)] = times

@@ -1,5 +1,6 @@
 """The chaos script against real processes that are no training at all: found, struck, reported."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -223,6 +224,8 @@ def test_a_report_tells_what_followed_each_act() -> None:
         "committed": 0.5,
     }
     assert second["ranks"] == {"2": {"loss": 0.25, "committed": 0.5}}
+    nobody = report.make_report([dataclasses.replace(act(0, 3.0), kind="partition")], {1: mine, 2: mine})
+    assert nobody["acts"][0]["ranks"].keys() == {"1", "2"}
     assert (told["loss_s_median"], told["edited_s_median"], told["seed"]) == (
         pytest.approx(0.135),
         pytest.approx(0.06),
