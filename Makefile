@@ -17,6 +17,9 @@ CXX_SOURCES = $(shell find csrc tests/csrc -name '*.h' -o -name '*.cc' -o -name 
 INSTALL_INPUTS = setup.py pyproject.toml $(shell find csrc $(PACKAGES) -name __pycache__ -prune -o -type f -print)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# gloo's and torchft's recovery are measured with torch 2.15, where `make test TORCH=2.15.0` has left one.
+RECOVERY_PEERS := $(patsubst %,--gloo-python % --torchft-python %,$(wildcard $(CURDIR)/.venv-2.15.0/bin/python))
+
 .PHONY: help train test bench lint format sanitize install clean distclean FORCE
 .DEFAULT_GOAL := help
 
@@ -40,7 +43,7 @@ bench: $(VENV)/installed $(VENV)/development $(VENV)/peers  ## Run the benchmark
 	$(BIN)/python benchmarks/deltas.py --json runs/bench/deltas.json
 	$(BIN)/python benchmarks/two_weeks.py --json runs/bench/two_weeks.json
 	$(BIN)/python benchmarks/group.py --json runs/bench/group.json
-	$(BIN)/python benchmarks/recovery.py --json runs/bench/recovery.json
+	$(BIN)/python benchmarks/recovery.py $(RECOVERY_PEERS) --json runs/bench/recovery.json
 	$(BIN)/python benchmarks/soak.py --events 1000 --json runs/bench/soak.json
 
 lint: $(VENV)/development  ## Check formatting, style and types; changes nothing.

@@ -1,21 +1,34 @@
-"""The job of benchmarks/recovery.py whose ranks hang: steps of nothing, marked and noted."""
+"""The job of benchmarks/recovery.py whose ranks hang: steps of little work and one sum, marked and noted."""
 
 import sys
 import threading
+
+import torch
+import torch.distributed as dist
 
 import elaswave
 from elaswave import timeline
 
 
 def main() -> None:
-    run = elaswave.join(backend="gloo")
-    stop = threading.Event()
-    run.subscribe(lambda event: timeline.note(str(event["event"]), rank=run.place.rank, of=event.get("rank")))
-    for step in range(sys.maxsize):
+    torch.set_num_threads(1)
+    run = elaswave.join(backend="elastic")
+    run.subscribe(lambda event: timeline.note(f"heard {event['event']}", of=event.get("rank")))
+    work = threading.Event()
+    step = 0
+    while step < sys.maxsize:
         run.progress(step, "begin")
-        stop.wait(0.005)
+        timeline.note("committed", step=step - 1)  # here, so that a rank that hangs does it inside a step
+        try:
+            work.wait(0.005)
+            dist.all_reduce(torch.ones(1))
+        except dist.DistBackendError as error:
+            if elaswave.lost(error) is None:
+                raise
+            run.recover()
+            continue
         run.progress(step, "commit")
-        timeline.note("committed", step=step, rank=run.place.rank)
+        step += 1
 
 
 if __name__ == "__main__":

@@ -15,27 +15,28 @@ import functools
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # after installed packages: ours may be one of them
 
 from benchmarks.files import write_json
+from benchmarks.jobs import ROOT, Agent, end, launch, wait_for_ranks
 from benchmarks.soak_job import contribution
 from elaswave.chaos.acts import Surroundings
 from elaswave.chaos.plan import Planned, Schedule, make_plan
 from elaswave.chaos.strike import Done, carry_out
 from elaswave.chaos.targets import Target, find_ranks, processes_of
 
-ROOT = Path(__file__).resolve().parents[1]
+TIMELINE = "timeline"
+"""Directory of the ranks' milestones below the one of their claims."""
 HANG_S = 60.0
 """No new step for so long is a hang of the whole job."""
 AFTER_AGENT = 3
@@ -79,7 +80,7 @@ class Soak:
     def run_job(self, plan: list[Planned]) -> int:
         """Strike one job until the plan, or the job, is at its end; returns how many acts were carried out."""
         with tempfile.TemporaryDirectory() as directory, job(self._num_ranks, Path(directory)) as agent:
-            ranks = self._wait_for_ranks(Path(directory), agent)
+            ranks = wait_for_ranks(agent, Path(directory) / TIMELINE, self._num_ranks)
             find = functools.partial(find_ranks, ranks[0].job)
             over = threading.Event()
             num_done, acts_left, agent_was_killed = 0, len(plan), False
@@ -93,15 +94,6 @@ class Soak:
             self._claims.append(read_claims(Path(directory)))
             self._end(agent, ranks[0].job, agent_was_killed)
         return max(num_done, 1)
-
-    def _wait_for_ranks(self, directory: Path, agent: subprocess.Popen[bytes]) -> list[Target]:
-        end_s = time.monotonic() + HANG_S
-        while time.monotonic() < end_s and agent.poll() is None:
-            files = [file for file in directory.glob("*.steps.jsonl") if file.stat().st_size]
-            if len(files) == self._num_ranks:
-                return find_ranks(pid=int(files[0].name.split(".")[0]))
-            time.sleep(0.05)
-        raise SystemExit(f"the job did not begin within {HANG_S:g} s (exit status {agent.poll()})")
 
     def _goes_on(self, directory: Path, find: Callable[[], list[Target]]) -> bool:
         """Whether anybody lives, and makes a step; a job that only lives hangs."""
@@ -118,11 +110,9 @@ class Soak:
             time.sleep(0.01)
         return True
 
-    def _end(self, agent: subprocess.Popen[bytes], name: str, agent_was_killed: bool) -> None:
+    def _end(self, agent: Agent, name: str, agent_was_killed: bool) -> None:
         """End the job, and look for what it left behind."""
-        for number in (signal.SIGTERM, signal.SIGTERM):
-            agent.send_signal(number)
-        agent.wait(HANG_S)
+        end(agent)
         if agent_was_killed:
             for pid in processes_of(name):  # nobody is left to end them: they would go on, as they should
                 os.kill(pid, signal.SIGKILL)
@@ -152,25 +142,12 @@ class Soak:
         }
 
 
-@contextmanager
-def job(num_ranks: int, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A job under the launcher; whatever is left of its agent is killed at the end."""
+def job(num_ranks: int, directory: Path) -> AbstractContextManager[Agent]:
+    """A job of benchmarks/soak_job.py that writes below ``directory``."""
     options = ["--nproc-per-node", num_ranks, "--min-ranks", 1, "--spares", 1, "--replace"]
     options += ["--max-replacements", 10_000, "--failure-timeout-s", 4]
-    command = [sys.executable, "-m", "elaswave.launcher", *options, ROOT / "benchmarks" / "soak_job.py"]
-    environment = {
-        **os.environ,
-        "SOAK_DIR": str(directory),
-        "ELASWAVE_TIMELINE": str(directory / "timeline"),
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
-    with open(os.devnull, "wb") as nowhere:
-        agent = subprocess.Popen([str(word) for word in command], env=environment, stdout=nowhere, stderr=nowhere)
-        try:
-            yield agent
-        finally:
-            agent.kill()
-            agent.wait()
+    script = [ROOT / "benchmarks" / "soak_job.py"]
+    return launch(script, options, timeline=directory / TIMELINE, is_quiet=True, SOAK_DIR=str(directory))
 
 
 def read_claims(directory: Path) -> list[Claim]:

@@ -67,13 +67,13 @@ def hold_gil(target: Target, _: Surroundings) -> None:
 
 def slow(target: Target, around: Surroundings) -> End:
     """The process gets a share of a core, and all of them back at the end."""
-    return limit_cpu(target, around.cpu_share) or _by_turns(target, around.cpu_share)
+    return limit_cpu(target.pid, around.cpu_share) or _by_turns(target, around.cpu_share)
 
 
-def limit_cpu(target: Target, cores: float) -> End | None:
-    """A CPU quota for the process, by a cgroup of its own; ``None`` where cgroups cannot be written."""
+def limit_cpu(pid: int, cores: float) -> End | None:
+    """A CPU quota for a process, by a cgroup of its own; ``None`` where cgroups cannot be written."""
     with contextlib.suppress(OSError):
-        return _under_quota(target, cores)
+        return _under_quota(pid, cores)
     return None
 
 
@@ -163,20 +163,20 @@ def _shut_down(pidfd: int, fd: int) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
 
-def _under_quota(target: Target, share: float) -> End:
-    group = CGROUP / f"elastates-chaos-{target.pid}"
-    group.mkdir()
-    home = CGROUP / _cgroup_of(target.pid) / "cgroup.procs"
+def _under_quota(pid: int, share: float) -> End:
+    group = CGROUP / f"elastates-chaos-{pid}"
+    group.mkdir(exist_ok=True)  # whoever limited an earlier process with this pid may not have lived to end it
+    home = CGROUP / _cgroup_of(pid) / "cgroup.procs"
 
     def end() -> None:
         with contextlib.suppress(OSError):  # the process has ended, and left the group by that
-            home.write_text(str(target.pid))
+            home.write_text(str(pid))
         group.rmdir()
 
     try:
         (group / "cpu.cfs_period_us").write_text(str(QUOTA_PERIOD_US))
         (group / "cpu.cfs_quota_us").write_text(str(round(QUOTA_PERIOD_US * share)))
-        (group / "cgroup.procs").write_text(str(target.pid))
+        (group / "cgroup.procs").write_text(str(pid))
     except OSError:
         group.rmdir()
         raise
