@@ -19,7 +19,8 @@ from elaswave.timeline import VARIABLE, read_milestones
 ROOT = Path(__file__).resolve().parents[1]
 WAIT_S = 120.0
 """For what must happen, however busy the machine is."""
-LOOK_S = 0.02
+SELDOM_S = 0.2
+"""Between two looks where the moment of the look does not count, because what is looked for has its time noted."""
 
 Agent = subprocess.Popen[bytes]
 Found = TypeVar("Found")
@@ -63,8 +64,12 @@ def end(agent: Agent) -> None:
     agent.wait()
 
 
-def wait_until(look: Callable[[], Found | None], agent: Agent, what: str) -> Found:
+def wait_until(look: Callable[[], Found | None], agent: Agent, what: str, every_s: float = 0.02) -> Found:
     """What ``look`` returns, as soon as that is not None.
+
+    Args:
+        agent: of the job that must live on meanwhile.
+        every_s: between two looks; one that goes through all processes of the machine takes CPU time from the job.
 
     Raises:
         SystemExit: not within ``WAIT_S``, or the job ended before.
@@ -75,7 +80,7 @@ def wait_until(look: Callable[[], Found | None], agent: Agent, what: str) -> Fou
             raise SystemExit(f"the job ended, exit status {agent.returncode}, before this: {what}")
         if time.monotonic() > end_s:
             raise SystemExit(f"not within {WAIT_S:g} s: {what}")
-        time.sleep(LOOK_S)
+        time.sleep(every_s)
     return found
 
 
@@ -87,7 +92,7 @@ def wait_for_ranks(agent: Agent, timeline: Path, num_ranks: int, num_steps: int 
         ready = [pid for pid in pids if len(commits_of(timeline, pid)) >= num_steps]
         return find_ranks(pid=ready[0]) if len(ready) >= num_ranks else None
 
-    return wait_until(look, agent, f"{num_ranks} ranks have committed {num_steps} steps each")
+    return wait_until(look, agent, f"{num_ranks} ranks have committed {num_steps} steps each", SELDOM_S)
 
 
 def milestones_of(timeline: Path, pid: int) -> list[dict[str, Any]]:

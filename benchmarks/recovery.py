@@ -45,16 +45,13 @@ def main() -> None:
     options = parse_options()
     draw = random.Random(options.seed)
     result: Row = {"machine": machine.describe(HERE), "seed": options.seed, "floors": FLOORS}
-    if options.kills:
-        result |= measure_group(options, draw)
-    if options.hangs:
-        result |= measure_hangs(options.hangs, options.failure_timeout_s)
-    if options.training_kills:
-        result["training"] = recovery_training.measure(options.training_kills, draw)
-        show("training", result["training"])
-    result["load_average_1min_at_the_end"] = machine.describe(HERE)["load_average_1min"]
-    if options.json:
-        write_json(options.json, result)
+    for measure in (measure_group, measure_hangs, measure_training):
+        for name, figures in measure(options, draw).items():
+            result[name] = figures
+            print(json.dumps({name: figures}), flush=True)
+        result["load_average_1min_at_the_end"] = machine.describe(HERE)["load_average_1min"]
+        if options.json:  # after each part: should the next one fail, this one was measured all the same
+            write_json(options.json, result)
 
 
 def parse_options() -> argparse.Namespace:
@@ -76,6 +73,8 @@ def parse_options() -> argparse.Namespace:
 
 def measure_group(options: argparse.Namespace, draw: random.Random) -> Row:
     """Our group of every size, and in turns with it what can be measured of its peers."""
+    if not options.kills:
+        return {}
     peers = make_peers(options)
     rows: dict[int, list[Row]] = {size: [] for size in options.sizes}
     turns: dict[int | str, int] = dict.fromkeys(options.sizes, options.kills)
@@ -86,10 +85,7 @@ def measure_group(options: argparse.Namespace, draw: random.Random) -> Row:
             rows[who] += recovery_group.kill_one(who, draw)
         else:
             peers[who].trial()
-    found = {"group": summarize_group(rows), **report_peers(peers)}
-    for name, figures in found.items():
-        show(name, figures)
-    return found
+    return {"group": summarize_group(rows), **report_peers(peers)}
 
 
 def make_peers(options: argparse.Namespace) -> dict[str, Peer]:
@@ -126,19 +122,20 @@ def report_peers(peers: dict[str, Peer]) -> dict[str, Row]:
     }
 
 
-def measure_hangs(trials: int, failure_timeout_s: float) -> Row:
+def measure_hangs(options: argparse.Namespace, _: random.Random) -> Row:
     """Both kinds by turns; `hang_detected_s` is the slowest of all who heard."""
+    timeout_s = options.failure_timeout_s
     rows: dict[str, list[dict[str, float]]] = {kind: [] for kind in recovery_hang.KINDS}
-    for kind in interleave(dict.fromkeys(recovery_hang.KINDS, trials)):
-        rows[kind] += recovery_hang.hang_one(kind, failure_timeout_s)
-    found = {kind: recovery_hang.summarize(of_kind, failure_timeout_s) for kind, of_kind in rows.items()}
-    show("hang", found)
-    return {"hang_detected_s": {kind: one["detected_s"]["max"] for kind, one in found.items()}, "hang": found}
+    for kind in interleave(dict.fromkeys(recovery_hang.KINDS, options.hangs)):
+        rows[kind] += recovery_hang.hang_one(kind, timeout_s)
+    found = {kind: recovery_hang.summarize(of_kind, timeout_s) for kind, of_kind in rows.items() if of_kind}
+    slowest_s = {kind: one["detected_s"]["max"] for kind, one in found.items()}
+    return {"hang_detected_s": slowest_s, "hang": found} if found else {}
 
 
-def show(name: str, figures: Row) -> None:
-    """On the terminal, as soon as it is known."""
-    print(json.dumps({name: figures}), flush=True)
+def measure_training(options: argparse.Namespace, draw: random.Random) -> Row:
+    """Kills in one job of the GPT example."""
+    return {"training": recovery_training.measure(options.training_kills, draw)} if options.training_kills else {}
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ made, on each of the others: until it was told that a rank hangs (`told_s`), and
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs import ROOT, commits_of, launch, milestones_of, wait_for_ranks, wait_until
+from benchmarks.jobs import ROOT, SELDOM_S, commits_of, launch, milestones_of, wait_for_ranks, wait_until
 from benchmarks.spread import spread
 from elaswave.chaos.acts import ACTS, Surroundings
 
@@ -21,6 +22,7 @@ NUM_RANKS = 4
 WARM_STEPS = 10
 TOLERANCE = 1.1
 """Times the failure timeout, by when a hang must have been dealt with."""
+COUNTED = "from the last mark of the rank that hangs, until each of the others heard: that one hangs; that it is dead"
 
 
 def hang_one(kind: str, failure_timeout_s: float) -> list[dict[str, float]]:
@@ -33,7 +35,8 @@ def hang_one(kind: str, failure_timeout_s: float) -> list[dict[str, float]]:
             victim = targets[2]
             ACTS[kind](victim, Surroundings())
             others = [target.pid for target in targets if target != victim]
-            heard = wait_until(lambda: _heard_by_all(timeline, others, victim.rank), agent, f"a death of {kind}")
+            look = functools.partial(_heard_by_all, timeline, others, victim.rank)
+            heard = wait_until(look, agent, f"the death of a rank by {kind}", SELDOM_S)
             marked_s = commits_of(timeline, victim.pid)[-1]["at_s"]
     return [{what: at_s - marked_s for what, at_s in moments.items()} for moments in heard]
 
@@ -56,6 +59,7 @@ def summarize(rows: list[dict[str, float]], failure_timeout_s: float) -> dict[st
     slowest_s = max(row["detected_s"] for row in rows)
     return {
         "failure_timeout_s": failure_timeout_s,
+        "counted": COUNTED,
         "told_s": spread([row["told_s"] for row in rows]),
         "detected_s": {**spread([row["detected_s"] for row in rows]), "max": round(slowest_s, 3)},
         "limit_s": failure_timeout_s * TOLERANCE,

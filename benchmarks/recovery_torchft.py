@@ -125,14 +125,15 @@ def replicas(lighthouse: str, count: int) -> Iterator[tuple[list[subprocess.Pope
 
 
 def replicate(lighthouse: str, file: Path) -> None:
-    """In a replica: train for ever, write the steps down."""
+    """In a replica: train as long as the one who started it lives, write the steps down."""
+    parent = os.getppid()
     import torch
     import torch.distributed as dist
     from torchft import Manager, Optimizer, ProcessGroupGloo
 
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    net = torch.nn.Sequential(*[torch.nn.Linear(WIDTH, WIDTH) for _ in range(8)])
+    net = torch.nn.Sequential(*[torch.nn.Linear(WIDTH, WIDTH) for _ in range(2)])
     adam = torch.optim.AdamW(net.parameters())
 
     def load(state: dict[str, Any]) -> None:
@@ -155,7 +156,7 @@ def replicate(lighthouse: str, file: Path) -> None:
     )
     optimizer = Optimizer(manager, adam)
     with file.open("a", buffering=1) as lines:
-        while True:
+        while os.getppid() == parent:
             optimizer.zero_grad()  # asks for a quorum
             net(torch.randn(8, WIDTH)).square().mean().backward()
             for parameter in net.parameters():  # torchft 0.2's own DDP ends with an assertion when a peer dies in it

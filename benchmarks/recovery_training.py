@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs import ROOT, Agent, commits_of, launch, milestones_of, wait_for_ranks, wait_until
+from benchmarks.jobs import ROOT, SELDOM_S, Agent, commits_of, launch, milestones_of, wait_for_ranks, wait_until
 from benchmarks.quota import Quotas, are_idle
 from benchmarks.spread import spread
 from elaswave.chaos.targets import Target, find_ranks, processes_of
@@ -57,15 +57,15 @@ def measure(kills: int, draw: random.Random) -> dict[str, Any]:
 
 def kill_one(agent: Agent, job: str, timeline: Path, quotas: Quotas, draw: random.Random) -> Row:
     """Kill one rank of the settled job, and wait until it has its size again."""
-    targets = wait_until(lambda: _settled(job, timeline, quotas), agent, f"{NUM_RANKS} ranks in a steady pace")
+    targets = wait_until(lambda: _settled(job, timeline, quotas), agent, "ranks in a steady pace", SELDOM_S)
     normal_ms = _normal_step_ms(timeline, targets[0].pid)
     time.sleep(draw.uniform(0.0, 2 * normal_ms / 1e3))  # a random moment of a step
     victim = draw.choice(targets)
     killed_s = time.monotonic()
     os.kill(victim.pid, signal.SIGKILL)
     survivors = [target.pid for target in targets if target != victim]
-    found = wait_until(lambda: _recovered(timeline, survivors, killed_s), agent, "a step of the survivors")
-    rejoined_s = wait_until(lambda: _rejoined(job, timeline, targets), agent, f"{NUM_RANKS} ranks again")
+    found = wait_until(lambda: _recovered(timeline, survivors, killed_s), agent, "a step of the survivors", SELDOM_S)
+    rejoined_s = wait_until(lambda: _rejoined(job, timeline, targets), agent, "a step of the newcomer", SELDOM_S)
     return {
         **found,
         "recovery_ms": found["committed_ms"] - normal_ms,
