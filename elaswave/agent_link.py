@@ -5,7 +5,9 @@ Imports no torch. A thread of its own reads, so that news arrive while the train
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import socket
 import threading
@@ -15,6 +17,8 @@ from typing import Any
 from elaswave.errors import LaunchError
 
 PASSING = ("pace", "hang", "alive", "spares")  # news that mean nothing to whoever subscribes later
+
+logger = logging.getLogger("elaswave")
 
 Message = dict[str, Any]
 Listener = Callable[[Message], None]
@@ -44,7 +48,8 @@ class AgentLink:
         self._heard: list[Message] = []
         self._listeners: list[Listener] = []
         self._promotion: Message | None = None
-        self._is_open = True
+        self.is_open = True
+        """news may come"""
         self._sending = threading.Lock()
         self._socket = socket.socket(socket.AF_UNIX)
         try:
@@ -59,7 +64,7 @@ class AgentLink:
     def subscribe(self, listener: Listener) -> None:
         """Hear all that has happened up to now, at once and on this thread, and what happens later, on the link's.
 
-        What a listener raises is kept and raised by the next call that sends.
+        What a listener raises on that thread is logged; others hear all the same.
         """
         with self._changed:
             for event in self._heard:
@@ -86,7 +91,7 @@ class AgentLink:
         """Of a spare: say that it is warm, then block until it gets a place; None when the agent has ended."""
         self._send({"warm": True})
         with self._changed:
-            self._changed.wait_for(lambda: self._promotion is not None or not self._is_open)
+            self._changed.wait_for(lambda: self._promotion is not None or not self.is_open)
             return self._promotion
 
     def close(self) -> None:
@@ -109,13 +114,16 @@ class AgentLink:
 
     def _read(self) -> None:
         try:
-            with self._socket.makefile("rb") as lines:
+            # Reset: the agent has ended. A line that does not end was cut off by its end.
+            with self._socket.makefile("rb") as lines, contextlib.suppress(ConnectionError):
                 for line in lines:
-                    self._take(json.loads(line))
-        except Exception as error:  # noqa: BLE001 - any: kept, and raised by the next call
+                    if line.endswith(b"\n"):
+                        self._take(json.loads(line))
+        except Exception as error:  # any: said now, and raised by the next call, if there is one
+            logger.exception("the news of the agent end here")
             self._error = self._error or error
         finally:
-            self._is_open = False
+            self.is_open = False
             self._hear({"event": "agent_ended"})
             self._socket.close()
 
@@ -126,6 +134,7 @@ class AgentLink:
                 self._changed.notify_all()
         elif "error" in message:
             self._error = LaunchError(f"refused by the agent: {message['error']}")
+            logger.error("%s", self._error)
         else:
             self._hear(message)
 
@@ -136,8 +145,8 @@ class AgentLink:
             for listener in self._listeners:
                 try:
                     listener(event)
-                except Exception as error:  # noqa: BLE001 - the listener's: kept, and raised by the next call
-                    self._error = self._error or error
+                except Exception:  # the listener's: fences must still be sent, and others told
+                    logger.exception("a listener to the news of the agent failed at %r", event)
             self._changed.notify_all()
 
 
@@ -149,6 +158,6 @@ def of_process(environment: Mapping[str, str] = os.environ) -> AgentLink | None:
     address = environment.get("ELASWAVE_AGENT")
     if not address:
         return None
-    if address not in _links:
+    if address not in _links or not _links[address].is_open:
         _links[address] = AgentLink(address, environment.get("ELASWAVE_TOKEN", ""))
     return _links[address]

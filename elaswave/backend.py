@@ -27,8 +27,8 @@ from elaswave.views import ViewService
 import _elastates
 
 FIRST_EPOCH = 1
-LOOK_S = 0.5
-"""How often who waits to be let in looks whether the job is over."""
+FIRST_LOOK_S, LOOK_S = 0.005, 0.5
+"""How often who waits for others, at the start or to be let in, looks whether they came, died, or finished."""
 logger = logging.getLogger("elaswave")
 
 _lock = threading.Lock()
@@ -72,7 +72,7 @@ def _create_default_group(options: Any, endpoint: Any) -> Any:
         view = _await_welcome(service)
         epoch, handles = view.epoch, list(view.handles)
     else:
-        view, epoch, handles = None, FIRST_EPOCH, _exchange_handles(options, name, endpoint.handle)
+        view, epoch, handles = None, FIRST_EPOCH, _exchange_handles(options, name, service)
         service.keeper.open(epoch, handles)
     group = _make_comm_group(options, endpoint, name, epoch, handles)
     process_group = _elastates.ElasticProcessGroup(options.store, endpoint, group, options.timeout.total_seconds())
@@ -93,7 +93,7 @@ def _await_welcome(service: ViewService) -> View:
             service.tell_of_entry()
             return view
         except TimeoutError:
-            if service.is_too_late():
+            if service.ranks.is_too_late():
                 logger.warning("the job has finished before this newcomer was let in")
                 raise SystemExit(exits.FINISHED) from None
             if time.monotonic() > end_s:
@@ -114,8 +114,13 @@ def start_endpoint(store: Any = None) -> Any:
     with _lock:
         if _endpoint is None:
             _job, secret = _job_and_secret(store)
-            timeouts = Timeouts(failure_timeout_s=float(os.environ.get("ELASWAVE_FAILURE_TIMEOUT_S", "30")))
-            _endpoint = _elastates.Endpoint.start(_job, secret, _addresses_to_listen_on(), timeouts.failure_timeout_s)
+            timeouts = Timeouts.from_environment()
+            addresses = _addresses_to_listen_on()
+            try:
+                _endpoint = _elastates.Endpoint.start(_job, secret, addresses, timeouts.failure_timeout_s)
+            except _elastates.StatusError as error:
+                where = "ELASWAVE_BIND, else the address on the way to MASTER_ADDR"
+                raise ElasWaveError(f"links cannot listen on {addresses} ({where}): {error.args[1]}") from error
             atexit.register(_endpoint.close)
         return _endpoint
 
@@ -159,21 +164,26 @@ def _next_name(group_id: str, epoch: int) -> str:
     return f"{group_id}@{epoch}#{number}"
 
 
-def _exchange_handles(options: Any, name: str, handle: str) -> list[str]:
+def _exchange_handles(options: Any, name: str, service: ViewService) -> list[str]:
     """Every member's handle by rank; waits for all of them."""
-    options.store.set(f"elastic/{name}/{options.group_rank}", handle)
-    handles = []
-    for rank in range(options.group_size):
-        key = f"elastic/{name}/{rank}"
-        try:
-            options.store.wait([key], options.timeout)
-        except dist.DistStoreError as error:
-            raise ElasWaveError(
-                f"rank {options.group_rank}: rank {rank} of {options.group_size} did not come within "
-                f"{options.timeout.total_seconds():g} s"
-            ) from error
-        handles.append(options.store.get(key).decode())
-    return handles
+    options.store.set(f"elastic/{name}/{options.group_rank}", service.endpoint.handle)
+    return [_handle_of(rank, options, name, service) for rank in range(options.group_size)]
+
+
+def _handle_of(rank: int, options: Any, name: str, service: ViewService) -> str:
+    key, timeout_s = f"elastic/{name}/{rank}", options.timeout.total_seconds()
+    who, end_s = f"rank {options.group_rank}: rank {rank} of {options.group_size}", time.monotonic() + timeout_s
+    wait_s = FIRST_LOOK_S
+    while True:
+        end = service.ranks.end_of_first(rank)  # before the look: what it left behind before its end counts
+        if options.store.check([key]):
+            return str(options.store.get(key).decode())
+        if end:
+            raise ElasWaveError(f"{who} {end} before it had joined: a job has to begin with all ranks")
+        if time.monotonic() >= end_s:
+            raise ElasWaveError(f"{who} did not come within {timeout_s:g} s")
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, LOOK_S)
 
 
 def _job_and_secret(store: Any) -> tuple[str, str]:

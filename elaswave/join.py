@@ -37,7 +37,7 @@ def join(
 
     Raises:
         LaunchError: the environment contradicts itself; the process is a replacement, which only the elastic backend
-            can take in; the agent does not answer.
+            can take in; the backend is "mpi"; the process has joined already; the agent does not answer.
     """
     here = place.find(environment)
     if here.attempt and backend != "elastic":
@@ -45,8 +45,15 @@ def join(
             f"rank {here.rank} is a replacement (attempt {here.attempt}), and groups of backend {backend!r} take in "
             "nobody: join(backend='elastic'), or start the job without --replace and --spares"
         )
+    if backend == "mpi":
+        raise LaunchError(
+            "backend 'mpi' is not offered: torch's wheels contain no MPI. join(backend='elastic') runs under mpirun as "
+            "well; for MPI's own operations use elaswave.transports.mpi.MpiTransport() without join()"
+        )
+    if dist.is_initialized():
+        raise LaunchError("this process has a default process group already: join() once, or run.close() before")
     inside.install()
-    timeouts = Timeouts(float(environment.get("ELASWAVE_FAILURE_TIMEOUT_S", Timeouts().failure_timeout_s)))
+    timeouts = Timeouts.from_environment(environment)
     link = agent_link.of_process(environment)
     device = _device(here, backend)
     run = Run(here, backend, device, link, timeouts)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+from collections.abc import Mapping
+
+from elaswave.errors import LaunchError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +20,21 @@ class Timeouts:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.failure_timeout_s) and self.failure_timeout_s > 0):
             raise ValueError(f"failure_timeout_s must be a positive number of seconds, got {self.failure_timeout_s!r}")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Timeouts:
+        """As ``ELASWAVE_FAILURE_TIMEOUT_S`` says, else the default.
+
+        Raises:
+            LaunchError: it is no positive number of seconds.
+        """
+        text = environment.get("ELASWAVE_FAILURE_TIMEOUT_S")
+        try:
+            return cls(float(text)) if text else cls()
+        except ValueError:
+            raise LaunchError(
+                f"ELASWAVE_FAILURE_TIMEOUT_S must be a positive number of seconds, got {text!r}"
+            ) from None
 
     @property
     def hang_check_s(self) -> float:

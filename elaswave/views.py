@@ -7,7 +7,7 @@ the thread here: have a process of another host killed by its agent, ask the wit
 from __future__ import annotations
 
 import contextlib
-import os
+import logging
 import threading
 from typing import Any
 
@@ -17,6 +17,41 @@ from elaswave.timeouts import Timeouts
 from elaswave.witness import Witness
 
 import _elastates
+
+logger = logging.getLogger("elaswave")
+
+
+class Ranks:
+    """What the agents have told of the processes of all ranks. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards all below
+        self._members: set[int] = set()  # ranks whose living process began with the job, or was let in
+        self._ends_of_first: dict[int, str] = {}
+        self._has_anybody_finished = False
+
+    def hear(self, event: agent_link.Message) -> None:
+        """Take note of what has happened."""
+        with self._lock:
+            if event["event"] == "entered" or (event["event"] == "started" and not event["attempt"]):
+                self._members.add(event["rank"])
+            elif event["event"] == "started":
+                self._ends_of_first.setdefault(event["rank"], "ended")  # who comes late does not hear how
+            elif event["event"] == "death":
+                self._members.discard(event["rank"])
+                self._has_anybody_finished |= event["status"] == 0
+                if not event["attempt"]:
+                    self._ends_of_first[event["rank"]] = str(event["how"])
+
+    def is_too_late(self) -> bool:
+        """Whether the job ends: somebody has finished, and of those who could let others in nobody lives."""
+        with self._lock:
+            return self._has_anybody_finished and not self._members
+
+    def end_of_first(self, rank: int) -> str:
+        """How the process that the job began with as this rank ended; empty if it may live."""
+        with self._lock:
+            return self._ends_of_first.get(rank, "")
 
 
 class ViewService:
@@ -35,14 +70,12 @@ class ViewService:
         self.endpoint = endpoint
         self.name = name
         self._job = job
-        self.timeouts = Timeouts(float(os.environ.get("ELASWAVE_FAILURE_TIMEOUT_S", Timeouts().failure_timeout_s)))
+        self.timeouts = Timeouts.from_environment()
         self.keeper = _elastates.ViewKeeper(endpoint, name, self.timeouts.failure_timeout_s, witness is not None)
         self._witness = witness
         self._link = link
         self._error: BaseException | None = None
-        self._lock = threading.Lock()  # guards the two below
-        self._first_living: set[int] = set()  # ranks that still are the processes which the job began with
-        self._has_anybody_finished = False
+        self.ranks = Ranks()
         self._thread = threading.Thread(target=self._serve, name="elaswave-views", daemon=True)
         self._thread.start()
         if link:
@@ -59,11 +92,6 @@ class ViewService:
             with contextlib.suppress(LaunchError):  # the agent is gone: nobody counts who has the state
                 self._link.entered()
 
-    def is_too_late(self) -> bool:
-        """Whether the job ends: somebody has finished, and of those who were there from the start nobody lives."""
-        with self._lock:
-            return self._has_anybody_finished and not self._first_living
-
     def check(self) -> None:
         """Raise what went wrong in the background."""
         if self._error:
@@ -79,7 +107,8 @@ class ViewService:
         while (request := self.keeper.next_request()) is not None:
             try:
                 self._do(request)
-            except Exception as error:  # noqa: BLE001 - any: kept, and raised by the next call
+            except Exception as error:  # any: kept, and raised by the next call, if this process gets to it
+                logger.exception("a request of the group %s failed: %r", self.name, request)
                 self._error = error
 
     def _do(self, request: tuple[Any, ...]) -> None:
@@ -92,12 +121,7 @@ class ViewService:
             self.keeper.answer_witness(epoch, is_swapped, actual)
 
     def _heard(self, event: agent_link.Message) -> None:
-        with self._lock:
-            if event["event"] == "started" and not event["attempt"]:
-                self._first_living.add(event["rank"])
-            elif event["event"] == "death" and not event["attempt"]:
-                self._first_living.discard(event["rank"])
-                self._has_anybody_finished |= event["status"] == 0
+        self.ranks.hear(event)
         if event["event"] == "death" and event["id"]:
             self.endpoint.report_dead(int(event["id"], 16), f"{event['how']}, says its agent")
         elif event["event"] == "joined" and event["attempt"] and event["handle"] != self.endpoint.handle:

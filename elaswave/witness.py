@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from elaswave.errors import LaunchError
+
 
 class Witness(Protocol):
     """A place that both sides may reach, and that keeps what one of them has written."""
@@ -59,6 +61,18 @@ class FileWitness:
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Witness | None:
-    """The witness that ``ELASWAVE_WITNESS`` names, a path; None if it names none."""
+    """The witness that ``ELASWAVE_WITNESS`` names, a path; None if it names none.
+
+    Raises:
+        LaunchError: it cannot be written to; better said now than when a tie has to be broken.
+    """
     path = environment.get("ELASWAVE_WITNESS")
-    return FileWitness(Path(path)) if path else None
+    if not path:
+        return None
+    try:
+        with open(path, "ab"):
+            return FileWitness(Path(path))
+    except OSError as error:
+        raise LaunchError(
+            f"the witness (--witness, ELASWAVE_WITNESS) must be a file that can be written to, got {path!r}: {error}"
+        ) from error

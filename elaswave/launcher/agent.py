@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 from torch.distributed import TCPStore
@@ -42,38 +43,72 @@ def run(options: Options, *, is_shim: bool = False) -> int:
         is_shim: torchrun started this process as a rank (elaswave/shim.py): the worker is that rank and keeps what
             torchrun has put into the environment.
     """
-    # The workers are in sessions of their own and could not read the terminal; what they read is empty.
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    _set_up_standard_streams()
     name = "elaswave.shim" if is_shim else "elastates"
     with Console(f"{name} {options.node_rank}") as console:
         try:
+            if options.result_dir and not options.joins:
+                _leave_result(options.result_dir, options.node_rank, None)  # that of an earlier job is not this one's
             agent = Agent(options, console, is_shim=is_shim)
-            status = asyncio.run(agent.run())
-            for num_left in reversed(range(options.max_restarts)):
+            status = _status_of(agent, console)
+            for number in range(1, options.max_restarts + 1):
                 if status == exits.FINISHED or not agent.may_restart:
                     break
-                console.say(f"the job begins anew; {num_left} restarts are left")
-                agent = Agent(options, console, is_shim=is_shim)
-                status = asyncio.run(agent.run())
+                console.say(f"the job begins anew; {options.max_restarts - number} restarts are left")
+                agent = Agent(plan.of_restart(options, number), console, is_shim=is_shim, begins_anew=True)
+                status = _status_of(agent, console)
+            if options.result_dir and agent.has_number:
+                _leave_result(options.result_dir, agent.node, status)
             return status
-        except asyncio.CancelledError:  # by a signal, before anything was started
-            return exits.from_wait(-agent.asked) if agent.asked else exits.NOT_MET
-        except LaunchError as error:
-            console.say(str(error))
-            return exits.NOT_MET
         except OSError as error:
             console.say(f"{type(error).__name__}: {error}")
             return exits.USAGE
 
 
+def _status_of(agent: Agent, console: Console) -> int:
+    """Of one run of the job."""
+    try:
+        return asyncio.run(agent.run())
+    except asyncio.CancelledError:  # by a signal, before anything was started
+        return exits.from_wait(-agent.asked) if agent.asked else exits.NOT_MET
+    except LaunchError as error:
+        console.say(str(error))
+        agent.may_restart = False
+        return exits.NOT_MET
+
+
+def _set_up_standard_streams() -> None:
+    """Where the agent was started without some of them, nothing else may get their numbers, which it writes to.
+
+    The workers are in sessions of their own and could not read the terminal; what they read is empty.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.dup2(fd, 0)
+    os.close(fd)
+
+
+def _leave_result(directory: Path, node: int, status: int | None) -> None:
+    """Write the exit status for whoever asks after the job; None: take away what is there."""
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / f"node-{node}"
+    if status is None:
+        file.unlink(missing_ok=True)
+    else:
+        file.write_text(f"{status}\n")
+
+
 class Agent:
     """One per node. All methods run on the event loop's thread."""
 
-    def __init__(self, options: Options, console: Console, *, is_shim: bool) -> None:
+    def __init__(self, options: Options, console: Console, *, is_shim: bool, begins_anew: bool = False) -> None:
+        """``begins_anew``: the same agents have met before, and some may not be back yet."""
         self._options, self._console, self._is_shim = options, console, is_shim
         self._secret = options.secret or secrets.token_hex(32)
         self._staff = Staff(console, self._has_ended)
-        self._links = Links(options, self._secret, self, complain=console.say, spawn=self._spawn)
+        self._links = Links(
+            options, self._secret, self, complain=console.say, spawn=self._spawn, begins_anew=begins_anew
+        )
         self._over = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._num_started = 0  # processes in place of dead ones
@@ -85,7 +120,9 @@ class Agent:
         self._status: int | None = None  # decided before everybody has ended
         self.may_restart = not options.joins
         """all agents are there to begin anew, and nobody has asked for the end"""
-        self._node = options.node_rank
+        self.node = options.node_rank
+        self.has_number = not options.joins
+        """``node`` is its number; who comes late gets one when it has met the others"""
         self._main: asyncio.Task[int] | None = None  # while the agents meet
         self._job: Job
         self._roster: Roster
@@ -94,6 +131,7 @@ class Agent:
     async def run(self) -> int:
         """Meet the other agents, start, watch, end."""
         self._main = asyncio.current_task()
+        asyncio.get_running_loop().set_exception_handler(self._callback_failed)
         self._take_signals()
         if self._options.log_dir:
             self._options.log_dir.mkdir(parents=True, exist_ok=True)
@@ -101,6 +139,8 @@ class Agent:
         try:
             await self._meet(store.port)
             self._main = None  # from here on signals are for the workers
+            if self._job.num_ranks < self._options.min_ranks:
+                return self._refuse_min_ranks()
             await self._open()
             await self._start_all()
             await self._over.wait()
@@ -111,10 +151,15 @@ class Agent:
         status = self._roster.exit_status(self._options.min_ranks) if self._status is None else self._status
         finished = f"{self._roster.num_finished()} of {self._job.num_ranks} ranks finished"
         self._console.say(f"{finished}; exit status {status}")
-        if self._options.result_dir:
-            self._options.result_dir.mkdir(parents=True, exist_ok=True)
-            (self._options.result_dir / f"node-{self._node}").write_text(f"{status}\n")
         return status
+
+    def _refuse_min_ranks(self) -> int:
+        self._console.say(
+            f"--min-ranks must be at most the number of ranks, {self._job.num_ranks} on {len(self._job.nodes)} nodes "
+            f"(--nproc-per-node), got {self._options.min_ranks}"
+        )
+        self.may_restart = False
+        return exits.USAGE
 
     async def _meet(self, store_port: int) -> None:
         options = self._options
@@ -127,20 +172,20 @@ class Agent:
             num_spares=options.num_spares + (options.workers_per_node if options.joins else 0),
         )
         met = await self._links.meet(me, secrets.token_hex(6))
-        self._job, self._node = met.job, met.node
+        self._job, self.node, self.has_number = met.job, met.node, True
         self._roster = Roster({node: self._job.ranks_of(node) for node in self._job.nodes})
         for message in met.history:
             self._roster.apply(decode(message))
 
     async def _open(self) -> None:
-        desk = Desk(self._staff, self._roster, self._node, tell=self._tell, fence=self._fence, say=self._console.say)
-        self._door = door.Door(f"elastates-{self._job.job}-{self._node}", desk.answer, self._staff.hung_up, self._spawn)
+        desk = Desk(self._staff, self._roster, self.node, tell=self._tell, fence=self._fence, say=self._console.say)
+        self._door = door.Door(f"elastates-{self._job.job}-{self.node}", desk.answer, self._staff.hung_up, self._spawn)
         await self._door.open()
         timeouts = self._options.timeouts
-        where = f"node {self._node} of {len(self._job.nodes)}, {self._job.num_ranks} ranks in all"
+        where = f"node {self.node} of {len(self._job.nodes)}, {self._job.num_ranks} ranks in all"
         self._console.say(f"job {self._job.job}: {where}; {timeouts.describe()}")
         watch = Watch(
-            self._staff, self._roster, timeouts, self._node, tell=self._tell, say=self._console.say, spawn=self._spawn
+            self._staff, self._roster, timeouts, self.node, tell=self._tell, say=self._console.say, spawn=self._spawn
         )
         self._spawn(watch.run())
         self._links.begin()
@@ -157,9 +202,9 @@ class Agent:
     # ---- starting ---------------------------------------------------------------------------------------------------
 
     async def _start_all(self) -> None:
-        ranks = self._job.ranks_of(self._node)
+        ranks = self._job.ranks_of(self.node)
         await asyncio.gather(*(self._start_rank(rank, attempt=0) for rank in ranks))
-        await asyncio.gather(*map(self._start_spare, range(self._job.nodes[self._node].num_spares)))
+        await asyncio.gather(*map(self._start_spare, range(self._job.nodes[self.node].num_spares)))
 
     async def _start_rank(self, rank: int, *, attempt: int) -> None:
         token = draw_token()
@@ -170,15 +215,15 @@ class Agent:
         )
         worker = WorkerPlan(title=f"rank {rank}", command=command, env=env, out=out, err=err)
         process = await self._staff.start(worker, token=token, rank=rank, attempt=attempt)
-        self._tell(Started(rank=rank, node=self._node, attempt=attempt, pid=process.worker.pid))
+        self._tell(Started(rank=rank, node=self.node, attempt=attempt, pid=process.worker.pid))
         if self.asked:  # while it was being started
             process.worker.signal(self.asked)
 
     async def _start_spare(self, number: int) -> None:
         token = draw_token()
-        out, err = plan.spare_logs(self._options.log_dir, node=self._node, number=number)
+        out, err = plan.spare_logs(self._options.log_dir, node=self.node, number=number)
         env = {**self._job_environment(token), "ELASWAVE_SPARE": "1"}
-        title = f"spare {self._node}.{number}"
+        title = f"spare {self.node}.{number}"
         worker = WorkerPlan(title=title, command=plan.spare_command(self._options), env=env, out=out, err=err)
         await self._staff.start(worker, token=token, rank=None, attempt=0)
         self._tell_spares()
@@ -186,10 +231,10 @@ class Agent:
     def _rank_environment(self, rank: int, attempt: int) -> dict[str, str]:
         if self._is_shim:
             return {}
-        ranks = self._job.ranks_of(self._node)
+        ranks = self._job.ranks_of(self.node)
         return plan.rank_environment(
             self._job,
-            node=self._node,
+            node=self.node,
             rank=rank,
             local_rank=ranks.index(rank) if rank in ranks else len(self._staff.ranks()),
             attempt=attempt,
@@ -210,7 +255,7 @@ class Agent:
         seat = self._roster.seats[process.rank]
         death = Death(
             rank=process.rank,
-            node=self._node,
+            node=self.node,
             attempt=process.attempt,
             pid=process.worker.pid,
             id=seat.joined.id if seat.joined else "",
@@ -229,22 +274,24 @@ class Agent:
         self._console.say(f"rank {death.rank} (pid {death.pid}) {death.how}{left}")
 
     def _find_replacement(self, rank: int) -> Fill | None:
-        if self.asked or self._status is not None:
+        if self._is_ending:
             return None
         may_start = self._options.replaces and self._num_started < self._options.max_replacements
-        return places.after_death(self._roster, rank=rank, node=self._node, may_start=may_start)
+        return places.after_death(self._roster, rank=rank, node=self.node, may_start=may_start)
 
     def _fill(self, fill: Fill) -> None:
         """Have a place taken; if nobody can after all, the death is told again as one that is not replaced."""
         if fill.rank in self._filling:
             return
         self._filling[fill.rank] = fill
-        if fill.node != self._node:
+        if fill.node != self.node:
             self._console.say(f"rank {fill.rank}: a spare of node {fill.node} takes its place")
             if not self._links.send(fill.node, {"fill": fill.to_wire()}):
+                self._roster.free_spares.pop(fill.node, None)
                 self._not_filled(fill.rank)
         elif fill.is_spare:
-            self._promote(fill)
+            if not self._promote(fill):
+                self._not_filled(fill.rank)
         else:
             self._num_started += 1
             self._console.say(f"rank {fill.rank}: a new process takes its place")
@@ -257,31 +304,44 @@ class Agent:
             self._console.say(f"rank {fill.rank}: {error}")
             self._not_filled(fill.rank)
 
-    def _promote(self, fill: Fill) -> None:
-        spare = self._staff.free_spare()
+    def _promote(self, fill: Fill) -> bool:
+        """Whether a spare of this node takes a place."""
+        spare = None if self._is_ending else self._staff.free_spare()
         if spare is None:
-            self._not_filled(fill.rank)
-            return
+            return False
         self._console.say(f"rank {fill.rank}: a spare (pid {spare.worker.pid}) takes its place")
         logs = plan.rank_logs(self._options.log_dir, rank=fill.rank, attempt=fill.attempt)
         env = self._rank_environment(fill.rank, fill.attempt)
         self._staff.promote(spare, rank=fill.rank, attempt=fill.attempt, env=env, logs=logs)
-        self._tell(Started(rank=fill.rank, node=self._node, attempt=fill.attempt, pid=spare.worker.pid))
+        self._tell(Started(rank=fill.rank, node=self.node, attempt=fill.attempt, pid=spare.worker.pid))
         self._tell_spares()
+        return True
 
     def _not_filled(self, rank: int) -> None:
+        """Whoever was to take a place cannot: another does, or nobody."""
+        tried = self._filling.pop(rank, None)
+        death = self._roster.seats[rank].death
+        is_own = death is not None and death.is_replaced and death.node == self.node
+        if is_own and tried and tried.is_spare and (fill := self._find_replacement(rank)):
+            self._fill(fill)
+            return
         self._console.say(f"rank {rank}: nobody takes its place")
-        self._filling.pop(rank, None)
-        if death := self._roster.seats[rank].death:
+        if death:
             self._tell(dataclasses.replace(death, is_replaced=False))
 
+    @property
+    def _is_ending(self) -> bool:
+        """Nobody is started or gets a place any more."""
+        return self.asked is not None or self._status is not None
+
     def _fill_vacancies(self) -> None:
-        if not self.asked and self._status is None:
-            for fill in places.vacancies(self._roster, node=self._node, living=self._links.living()):
+        if not self._is_ending:
+            for fill in places.vacancies(self._roster, node=self.node, living=self._links.living()):
                 self._fill(fill)
 
     def _tell_spares(self) -> None:
-        self._tell(Spares(node=self._node, num_free=len(self._staff.free_spares())))
+        num_free = 0 if self._is_ending else len(self._staff.free_spares())
+        self._tell(Spares(node=self.node, num_free=num_free))
 
     # ---- news -------------------------------------------------------------------------------------------------------
 
@@ -309,7 +369,11 @@ class Agent:
         elif "kill" in message:
             self._fence(str(message["kill"]))
         elif "fill" in message:
-            self._promote(Fill(node=self._node, is_spare=True, **message["fill"]))
+            fill = Fill(node=self.node, is_spare=True, **message["fill"])
+            if not self._promote(fill):
+                self._links.send(node, {"not_filled": fill.rank})
+        elif "not_filled" in message:
+            self._not_filled(int(message["not_filled"]))
         else:
             raise ValueError(f"node {node} sent {message!r}: not of this version of elastates")
 
@@ -338,11 +402,16 @@ class Agent:
                 self._console.say(f"fewer than --min-ranks={self._options.min_ranks} are left: ending the others")
                 self._end_ranks(signal.SIGTERM)
         elif self._status is None and self._roster.has_lost_its_state():
+            # Later: the news that one of them was let in may be on its way, behind that of its members' deaths.
+            asyncio.get_running_loop().call_later(self._options.timeouts.hang_answer_s, self._end_if_state_is_lost)
+        if self._roster.is_over() and not self._staff.ranks():
+            self._over.set()
+
+    def _end_if_state_is_lost(self) -> None:
+        if self._status is None and self._roster.has_lost_its_state():
             self._status = exits.NO_QUORUM if self._roster.has_lost_quorum() else exits.STATE_LOST
             self._console.say("all that live wait for ranks that are dead to let them in: ending them")
             self._end_ranks(signal.SIGTERM)
-        if self._roster.is_over() and not self._staff.ranks():
-            self._over.set()
 
     def _fence(self, member_id: str) -> bool:
         """Kill a member that the others go on without. Its death, proven, is the answer."""
@@ -350,7 +419,7 @@ class Agent:
         if rank is None:
             return False
         node = self._roster.seats[rank].node
-        if node != self._node:
+        if node != self.node:
             return self._links.send(node, {"kill": member_id})
         for process in self._staff.ranks():
             if process.rank == rank:
@@ -383,6 +452,8 @@ class Agent:
             return
         self.asked = number
         self._staff.signal(number)
+        if self._staff.free_spares():
+            self._tell_spares()
         asyncio.get_running_loop().call_later(self._options.timeouts.stop_grace_s, self._staff.kill)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -395,5 +466,15 @@ class Agent:
         """A task of the agent's own that failed ends the agent: nothing is lost silently."""
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            self._error = error
-            self._over.set()
+            self._fail(error)
+
+    def _callback_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """The same for what the event loop calls itself, as on a signal or when a process has ended."""
+        if "handle" in context and isinstance(error := context.get("exception"), Exception):
+            self._fail(error)
+        else:
+            loop.default_exception_handler(context)
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = self._error or error
+        self._over.set()

@@ -39,11 +39,14 @@ class Channel:
         """
         try:
             line = await self._reader.readline()
-        except ConnectionError:
+        except OSError:  # reset, or no way to it any more
             return None
         if not line.endswith(b"\n"):
             return None
-        message = json.loads(line)
+        try:
+            message = json.loads(line)
+        except RecursionError:
+            raise ValueError(f"expected a JSON object, got one too deep to read, {line[:80]!r}") from None
         if not isinstance(message, dict):
             raise ValueError(f"expected a JSON object, got {line[:80]!r}")
         return message

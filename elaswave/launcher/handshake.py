@@ -22,10 +22,13 @@ async def connecting(channel: Channel, secret: str) -> None:
 
     Raises:
         ValueError: the other side is a stranger, or something else altogether.
+        ConnectionError: it hung up, which says nothing about it: it may be just ending.
     """
     mine = secrets.token_hex(16)
     channel.send({"nonce": mine})
-    answer = await channel.receive() or {}
+    answer = await channel.receive()
+    if answer is None:
+        raise ConnectionError("it hung up")
     theirs = str(answer.get("nonce", ""))
     _check(answer.get("proof"), _proof(secret, "accepting", mine, theirs))
     channel.send({"proof": _proof(secret, "connecting", mine, theirs)})

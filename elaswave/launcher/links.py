@@ -64,11 +64,19 @@ class Links:
     """This agent's connections to the others. Used from the event loop's thread."""
 
     def __init__(
-        self, options: Options, secret: str, hearer: Hearer, *, complain: Callable[[str], None], spawn: Spawn
+        self,
+        options: Options,
+        secret: str,
+        hearer: Hearer,
+        *,
+        complain: Callable[[str], None],
+        spawn: Spawn,
+        begins_anew: bool = False,
     ) -> None:
-        """``spawn`` starts a task and does not let its failure go unnoticed."""
+        """``spawn`` starts a task and does not let its failure go unnoticed; ``begins_anew``: the agents have met
+        before, and the first may still be ending the run before, to which nobody is let in any more."""
         self._options, self._secret, self._hearer = options, secret, hearer
-        self._complain, self._spawn = complain, spawn
+        self._complain, self._spawn, self._begins_anew = complain, spawn, begins_anew
         self._is_ready = asyncio.Event()  # the hearer knows the job: what comes earlier waits in its connection
         self._links: dict[int, _Link] = {}
         self._changed = asyncio.Condition()
@@ -154,11 +162,11 @@ class Links:
 
     async def _introduce(self) -> list[Message]:
         """Any other agent: meet the first, or if it comes late any that lives."""
-        channel = await self._reach_any()
-        own_host = channel.writer.get_extra_info("sockname")[0]  # the address that leads to the others leads here
-        self._me = dataclasses.replace(self._me, host=own_host, port=await self._listen(0))
-        channel.send({"meet": dataclasses.asdict(self._me), "joins": self._options.joins})
-        answer = await channel.receive() or {"error": "it hung up"}
+        channel, answer = await self._be_taken()
+        while self._begins_anew and "error" in answer:
+            channel.close()
+            await asyncio.sleep(RETRY_S)
+            channel, answer = await self._be_taken()
         if "error" in answer:
             raise LaunchError(f"{','.join(self._options.meeting_points)} did not take this agent: {answer['error']}")
         self._job = job_from_wire(answer["met"], secret=self._secret)
@@ -167,6 +175,14 @@ class Links:
         self._spawn(self._read(answer["me"], channel))
         history: list[Message] = answer["history"]
         return history
+
+    async def _be_taken(self) -> tuple[Channel, Message]:
+        channel = await self._reach_any()
+        own_host = channel.writer.get_extra_info("sockname")[0]  # the address that leads to the others leads here
+        if not self._server:
+            self._me = dataclasses.replace(self._me, host=own_host, port=await self._listen(0))
+        channel.send({"meet": dataclasses.asdict(self._me), "joins": self._options.joins})
+        return channel, await channel.receive() or {"error": "it hung up"}
 
     async def _reach_any(self) -> Channel:
         while True:
@@ -183,6 +199,9 @@ class Links:
         except ValueError as error:
             channel.close()
             raise LaunchError(f"{host}:{port}: {error}") from error
+        except OSError:
+            channel.close()
+            raise
         return channel
 
     async def _connect_to_lower(self, lost: set[int]) -> None:

@@ -67,6 +67,12 @@ class WorkerPlan:
     err: Path | None
 
 
+def of_restart(options: Options, number: int) -> Options:
+    """Options of the job's run after ``number`` that failed: its logs do not replace theirs."""
+    log_dir = options.log_dir and options.log_dir / f"restart-{number}"
+    return dataclasses.replace(options, log_dir=log_dir)
+
+
 def rank_environment(job: Job, *, node: int, rank: int, local_rank: int, attempt: int, master: Node) -> dict[str, str]:
     """What tells a process its place: torchrun's names, so that programs written for it run unchanged."""
     return {

@@ -57,6 +57,7 @@ class Staff:
         """``ended(process, status)`` is called when one has ended and was reaped."""
         self._console, self._ended = console, ended
         self._of_token: dict[str, Process] = {}
+        self._starting: set[asyncio.Future[None]] = set()  # done when the process is one of ours, or was not started
 
     def __iter__(self) -> Iterator[Process]:
         return iter(list(self._of_token.values()))
@@ -75,11 +76,17 @@ class Staff:
 
     async def start(self, plan: WorkerPlan, *, token: str, rank: int | None, attempt: int) -> Process:
         """Start a process, which must be given ``token`` in its environment."""
-        self._follow(plan.title, (plan.out, plan.err))
-        worker = await asyncio.to_thread(Worker, plan)
-        process = self._of_token[token] = Process(worker, token, rank, attempt)
-        asyncio.get_running_loop().add_reader(worker.pidfd, self._reap, process)
-        return process
+        under_way = asyncio.get_running_loop().create_future()
+        self._starting.add(under_way)
+        try:
+            self._follow(plan.title, (plan.out, plan.err))
+            worker = await asyncio.to_thread(Worker, plan)
+            process = self._of_token[token] = Process(worker, token, rank, attempt)
+            asyncio.get_running_loop().add_reader(worker.pidfd, self._reap, process)
+            return process
+        finally:
+            self._starting.remove(under_way)
+            under_way.set_result(None)
 
     def promote(self, spare: Process, *, rank: int, attempt: int, env: dict[str, str], logs: Logs) -> None:
         """Make a spare the process of a rank."""
@@ -136,12 +143,16 @@ class Staff:
         self._ended(process, status)
 
     async def end(self) -> None:
-        """Kill and reap whatever is left."""
-        while processes := list(self):
+        """Kill and reap whatever is left, and what is being started."""
+        while self._starting or self._of_token:
+            for under_way in list(self._starting):
+                await under_way
+            processes = list(self)
             for process in processes:
                 asyncio.get_running_loop().remove_reader(process.worker.pidfd)
                 with contextlib.suppress(ProcessLookupError):
                     process.worker.kill()
+            for process in processes:
                 await _ended(process.worker.pidfd)
                 process.worker.reap()
                 self._forget(process)

@@ -53,3 +53,28 @@ def test_agents_that_do_not_all_meet_say_who_is_missing(launch: Launcher, free_p
     alone = agent(launch, free_port, "--nnodes", "3", "--failure-timeout-s", "0.1", ranks=[])
     alone.wait(expect=85)
     assert f"the agents of nodes [1, 2] did not come to 127.0.0.1:{free_port} within 1 s" in alone.output
+
+
+def test_more_ranks_than_the_nodes_have_are_refused(launch: Launcher, free_port: int) -> None:
+    options = ["--nnodes", "2", "--min-ranks", "3"]
+    nodes = [agent(launch, free_port, *options, "--node-rank", str(node), ranks=[]) for node in range(2)]
+    for one in nodes:
+        one.wait(expect=2)
+        assert "--min-ranks must be at most the number of ranks, 2 on 2 nodes (--nproc-per-node), got 3" in one.output
+
+
+def test_two_that_die_at_once_both_get_a_place_although_there_is_one_spare(launch: Launcher, free_port: int) -> None:
+    ranks = ["all:joined,wait_if_first"]
+    options = ["--nnodes", "2", "--replace"]
+    spares = ["--node-rank", "1", "--nproc-per-node", "0", "--spares", "1"]
+    first = agent(launch, free_port, *options, "--nproc-per-node", "2", "--min-ranks", "2", ranks=ranks)
+    second = agent(launch, free_port, *options, *spares, ranks=ranks)
+    second.wait_for("is warm")
+    pids = [int(first.wait_for(rf"pid (\d+) of rank {rank}")[1]) for rank in range(2)]
+    for rank in range(2):
+        first.wait_for(f"rank {rank} waits")
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    first.wait(expect=0)
+    second.wait(expect=0)
+    assert "2 of 2 ranks finished" in first.output
