@@ -216,7 +216,7 @@ def run_script(name: str, *arguments: str, directory: Path) -> dict[str, Any]:
     command = [sys.executable, str(REPOSITORY / "benchmarks" / name), "--json", str(report), *arguments]
     # One thread: on a busy machine two that spin for each other take ten times as long.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, env=environment)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=environment)
     assert finished.returncode == 0, finished.stderr
     return json.loads(report.read_text())
 
@@ -256,6 +256,7 @@ def test_group_script(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(420)
 def test_checkpoint_script(tmp_path: Path) -> None:
     report = run_script(
         "checkpoint.py",
@@ -278,6 +279,7 @@ def test_checkpoint_script(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(420)
 def test_every_step_script(tmp_path: Path) -> None:
     report = run_script(
         "every_step.py",

@@ -65,20 +65,22 @@ def test_copying_and_allocating_are_named(open_checkpoints: Open) -> None:
     checkpoints = open_checkpoints(copy_threads=1)
     tensor.grad = torch.ones_like(tensor)
     reports = []
-    for step in range(2):
+    for step in range(6):
         checkpoints.checkpoint(step, {"tensor": tensor, "optimizer": optimizer})
         optimizer.step()
         checkpoints.wait()
         reports.append(checkpoints.stall_report())
 
-    first, second = (reports[-1].by_step()[step] for step in range(2))
+    first, *later = (reports[-1].by_step().get(step, []) for step in range(6))
     assert {share.cause for share in first} >= {sight.Cause.ARENA, sight.Cause.COPYING}
     assert sum(share.seconds for share in first if share.cause is sight.Cause.ARENA) > 0
-    assert second[0].cause is sight.Cause.COPYING
-    assert second[0].left_bytes > 10 * 10**6
-    assert second[0].mb_s > 0
+    assert not any(share.cause is sight.Cause.ARENA for shares in later for share in shares)
+    copying = [share for shares in later for share in shares if share.cause is sight.Cause.COPYING]
+    longest = max(copying, key=lambda share: share.left_bytes)  # a busy machine may be slow elsewhere in some steps
+    assert longest.left_bytes > 10 * 10**6
+    assert longest.mb_s > 0
     assert "arena being allocated" in str(reports[0])
-    assert "MB left" in str(reports[1].waits[-1])
+    assert "MB left" in str(reports[-1])
 
 
 def test_a_late_rank_is_named(launch: Launcher, tmp_path: Path, free_port: int) -> None:
