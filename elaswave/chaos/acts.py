@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Callable
@@ -39,19 +40,23 @@ class Surroundings:
     cpu_share: float = 0.1
     """of one core, left to a process that is slowed down"""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.cpu_share < 1:
+            raise ValueError(f"--cpu-share must be between 0 and 1, both excluded, got {self.cpu_share:g}")
+
 
 End = Callable[[], None]
 
 
 def kill(target: Target, _: Surroundings) -> End | None:
     """SIGKILL."""
-    os.kill(target.pid, signal.SIGKILL)
+    target.signal(signal.SIGKILL)
     return None
 
 
 def stop(target: Target, _: Surroundings) -> End:
     """SIGSTOP, and SIGCONT at the end: a sleeper that wakes up."""
-    os.kill(target.pid, signal.SIGSTOP)
+    target.signal(signal.SIGSTOP)
     return lambda: _signal_if_alive(target, signal.SIGCONT)
 
 
@@ -79,10 +84,21 @@ def limit_cpu(pid: int, cores: float) -> End | None:
 
 def agent(target: Target, _: Surroundings) -> End | None:
     """SIGKILL to the agent: the process that started this one."""
-    if target.parent <= 1:
-        raise ValueError(f"rank {target.rank} (pid {target.pid}) has no agent any more")
-    os.kill(target.parent, signal.SIGKILL)
+    os.kill(_agent_of(target), signal.SIGKILL)
     return None
+
+
+def _agent_of(target: Target) -> int:
+    """Its pid. Who has lost its parent has another, init or any other reaper: where there is a socket, it knows."""
+    pid = target.parent
+    if target.agent:
+        with socket.socket(socket.AF_UNIX) as probe:
+            is_there = probe.connect_ex(target.agent.replace("@", "\0", 1)) == 0
+            peer = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")) if is_there else b""
+        pid = struct.unpack("3i", peer)[0] if peer else 0
+    if pid <= 1:
+        raise ValueError(f"rank {target.rank} (pid {target.pid}) has no agent any more")
+    return pid
 
 
 def reset(target: Target, _: Surroundings) -> None:
@@ -105,7 +121,9 @@ def partition(_target: Target, around: Surroundings) -> End:
 
     def turn(how: str) -> None:
         command = ["ip", "netns", "exec", namespace, "ip", "link", "set", interface, how]
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise OSError(f"{' '.join(command)}: exit status {done.returncode}: {done.stderr.strip()}")
 
     turn("down")
     return lambda: turn("up")
@@ -143,13 +161,12 @@ def _ask(target: Target, number: int) -> None:
             f"rank {target.rank} (pid {target.pid}) does not listen: start the job with {inside.VARIABLE}=1, and call "
             "elaswave.join() in it"
         )
-    os.kill(target.pid, number)
+    target.signal(number)
 
 
 def _signal_if_alive(target: Target, number: signal.Signals) -> None:
-    if target.is_alive:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(target.pid, number)
+    with contextlib.suppress(ProcessLookupError):
+        target.signal(number)
 
 
 def _shut_down(pidfd: int, fd: int) -> None:

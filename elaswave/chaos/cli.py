@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import signal
 import sys
 import threading
@@ -28,9 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Strike a running job; returns the exit status."""
     options = _parser().parse_args(arguments)
     over = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: over.set())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # or a rank would stay stopped
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda *_: over.set())
     try:
+        if options.events < 1:
+            raise ValueError(f"--events must be at least 1, got {options.events}")
         schedule = Schedule(mean_s=options.mean_s, every_steps=options.every_steps, phase=options.phase)
         plan = make_plan(
             options.events,
@@ -40,7 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lasts_s=options.lasts_s,
             rank=options.rank,
         )
+        around = Surroundings(link=options.link, disk=options.disk, cpu_share=options.cpu_share)
+        for name, path in (("--report", options.report), ("--picture", options.picture)):
+            _check_writable(name, path)
         targets = find_ranks(options.job, options.pid)
+        ranks = [target.rank for target in targets]
+        if options.rank not in (None, *ranks):
+            raise ValueError(f"--rank must be one of {', '.join(map(str, ranks))}, got {options.rank}")
     except ValueError as error:
         print(f"elastates chaos: {error}", file=sys.stderr)
         return 2
@@ -48,10 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (options.every_steps or options.phase) and timeline is None:
         print("elastates chaos: steps and phases need a job with ELASWAVE_TIMELINE=DIRECTORY", file=sys.stderr)
         return 2
-    around = Surroundings(link=options.link, disk=options.disk, cpu_share=options.cpu_share)
     done = []
     for one in carry_out(plan, functools.partial(find_ranks, targets[0].job), around, over):
-        print(f"{one.kind} rank {one.rank} (pid {one.pid}) {one.phase} {one.problem}".rstrip(), flush=True)
+        _say(f"{one.kind} rank {one.rank} (pid {one.pid}) {one.phase} {one.problem}".rstrip())
         done.append(one)
     over.wait(options.settle_s if done else 0)
     milestones = milestones_of(timeline) if timeline else {}
@@ -63,6 +72,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(one.problem for one in done):
         return 1
     return 0 if len(done) == len(plan) else 3
+
+
+def _check_writable(name: str, path: Path | None) -> None:
+    """Before anybody is struck: the report of what was done could not be had again."""
+    if path is not None and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
+        raise ValueError(f"{name} must be a file that can be written to, in a directory that is there, got {path}")
+
+
+def _say(line: str) -> None:
+    """Print; who stopped to read, such as ``head``, does not keep the report from being written."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -62,8 +62,10 @@ def make_plan(
         rank: the only victim while it lives; ``None``: drawn.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: an unknown kind; no duration.
     """
+    if not lasts_s > 0:
+        raise ValueError(f"--lasts-s must be positive, got {lasts_s:g}")
     unknown = sorted(set(kinds) - ACTS.keys())
     if unknown or not kinds:
         raise ValueError(f"unknown kinds {unknown}; known: {', '.join(ACTS)}")

@@ -60,11 +60,13 @@ def _wait_for_turn(planned: Planned, find: Callable[[], list[Target]], over: thr
         goal = _last_step(find()) + planned.wait_steps
         while _last_step(find()) < goal and not over.wait(LOOK_S):
             pass
-    targets = {target.rank: target for target in find()}
-    target = targets[planned.victim(sorted(targets))]
-    while planned.phase and _phase(target) != planned.phase and target.is_alive and not over.wait(PHASE_LOOK_S):
-        pass
-    return target
+    while True:
+        targets = {target.rank: target for target in find()}
+        target = targets[planned.victim(sorted(targets))]
+        while planned.phase and _phase(target) != planned.phase and target.is_alive and not over.wait(PHASE_LOOK_S):
+            pass
+        if target.is_alive or over.is_set():  # else it has ended by itself: another is struck
+            return target
 
 
 def _act(planned: Planned, target: Target, around: Surroundings, over: threading.Event) -> Done:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,24 +26,42 @@ class Target:
     """clock ticks after boot"""
     timeline: Path | None
     """directory of its timeline, if it keeps one"""
+    agent: str = ""
+    """unix socket of the agent of ``elastates run`` that started it, if one did"""
 
     @property
     def is_alive(self) -> bool:
         stat = _stat(self.pid)
         return stat is not None and stat[19] == str(self.started) and stat[0] not in ("Z", "X")
 
+    def signal(self, number: int) -> None:
+        """Send a signal to this process, and to none that got its pid later.
+
+        Raises:
+            ProcessLookupError: it has ended.
+        """
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            if not self.is_alive:
+                raise ProcessLookupError(f"rank {self.rank} (pid {self.pid}) has ended")
+            signal.pidfd_send_signal(pidfd, number)
+        finally:
+            os.close(pidfd)
+
 
 def find_ranks(job: str = "", pid: int = 0) -> list[Target]:
     """Living ranks of a job, by rank: of the job of this name, of the one ``pid`` belongs to, or of the only one.
 
-    Where a rank has several processes (a shell, a trainer, its data loaders), the outermost one is taken; under the
-    torchrun shim that is the shim. A spare is a rank once it has joined, which its timeline says.
+    Where a rank has several processes (a shell, a trainer, its data loaders), the outermost one is taken; the torchrun
+    shim is none of them, but the trainer's agent. A spare is a rank once it has joined, which its timeline says.
 
     Raises:
         ValueError: no such job, or several and none was named.
     """
     if pid:
         job = _job_of(_environment(pid))
+        if not job and not os.access(f"/proc/{pid}/environ", os.R_OK):
+            raise ValueError(f"--pid must be a running process that this user may look at, got {pid}")
         if not job:
             raise ValueError(
                 f"process {pid} is no rank of a job: none of {', '.join(JOB_VARIABLES)} in its environment"
@@ -52,7 +71,8 @@ def find_ranks(job: str = "", pid: int = 0) -> list[Target]:
     if len(jobs) > 1:
         raise ValueError(f"several jobs are running: {', '.join(jobs)}; say which with --job")
     if not found:
-        raise ValueError(f"no ranks of job {job!r} are running" if job else "no job is running on this machine")
+        what = f"no ranks of job {job!r} are running" if job else "no job is running on this machine"
+        raise ValueError(f"{what}, as far as this user may see")
     return _outermost(found)
 
 
@@ -71,7 +91,7 @@ def _all_ranks() -> Iterator[Target]:
         environment, stat = _environment(pid), _stat(pid)
         job, directory = _job_of(environment), environment.get("ELASWAVE_TIMELINE")
         rank = _first(environment, RANK_VARIABLES) or (_place_of_spare(pid, directory) if job and directory else "")
-        if job and rank.isdigit() and stat is not None and stat[0] not in ("Z", "X"):
+        if job and rank.isdigit() and stat is not None and stat[0] not in ("Z", "X") and not _is_shim(pid):
             yield Target(
                 pid=pid,
                 rank=int(rank),
@@ -79,7 +99,16 @@ def _all_ranks() -> Iterator[Target]:
                 parent=int(stat[1]),
                 started=int(stat[19]),
                 timeline=Path(directory) if directory else None,
+                agent=environment.get("ELASWAVE_AGENT", ""),
             )
+
+
+def _is_shim(pid: int) -> bool:
+    """Whether it is ``python -m elaswave.shim``: torchrun's process for a rank, and the agent of the real one."""
+    try:
+        return b"elaswave.shim" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
 
 
 def _place_of_spare(pid: int, directory: str) -> str:

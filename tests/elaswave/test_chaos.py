@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 from launching import Launched, Launcher
 from polling import until
 
-from elaswave.chaos import acts, report
+from elaswave.chaos import acts, cli, report
+from elaswave.chaos import strike as strike_module
 from elaswave.chaos.plan import Schedule, make_plan
 from elaswave.chaos.strike import Done
 from elaswave.chaos.targets import Target, find_ranks
@@ -231,3 +233,50 @@ def test_a_report_tells_what_followed_each_act() -> None:
         pytest.approx(0.06),
         7,
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--rank", "7"], "--rank must be one of 0, 1, 2, got 7"),
+        (["--lasts-s", "0"], "--lasts-s must be positive, got 0"),
+        (["--events", "0"], "--events must be at least 1, got 0"),
+        (["--cpu-share", "1"], "--cpu-share must be between 0 and 1"),
+        (["--report", "nowhere/r.json"], "--report must be a file that can be written to"),
+        (["--pid", "4194305"], "--pid must be a running process that this user may look at, got 4194305"),
+    ],
+)
+def test_wrong_options_strike_nobody(
+    options: list[str],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ranks = [Target(pid=1 << 23, rank=rank, job="j", parent=0, started=0, timeline=None) for rank in range(3)]
+    if "--pid" not in options:
+        monkeypatch.setattr(cli, "find_ranks", lambda job, pid: ranks)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert cli.main(["--mean-s", "0.01", "--job", "j", *options]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_an_act_that_fails_is_a_problem_and_no_crash() -> None:
+    """A process that has ended is not struck, whoever has its pid now; a cable that is not there is said."""
+    mine = Target(pid=os.getpid(), rank=0, job="j", parent=0, started=1, timeline=None)
+    for kind in ("kill", "stop", "partition", "agent"):
+        (plan,) = make_plan(1, seed=0, kinds=[kind], schedule=Schedule(mean_s=0.001), lasts_s=0.001)
+        around = acts.Surroundings(link="elastates-nowhere:eth0")
+        assert strike_module._act(plan, mine, around, threading.Event()).problem, kind
+
+
+def test_a_victim_that_ends_while_its_phase_is_awaited_gives_way_to_another(tmp_path: Path) -> None:
+    gone = Target(pid=os.getpid(), rank=0, job="j", parent=0, started=1, timeline=tmp_path)
+    (tmp_path / f"{os.getpid()}.phase").write_bytes(b"other\n")
+    found = iter([[gone], [find_started(os.getpid())]])
+    (plan,) = make_plan(1, seed=0, kinds=["kill"], schedule=Schedule(mean_s=0.001, phase=""), lasts_s=1)
+    assert strike_module._wait_for_turn(plan, lambda: next(found), threading.Event()).is_alive
+
+
+def find_started(pid: int) -> Target:
+    started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return Target(pid=pid, rank=0, job="j", parent=0, started=started, timeline=None)

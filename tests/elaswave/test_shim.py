@@ -7,6 +7,9 @@ from pathlib import Path
 from launching import Launched, Launcher
 from polling import until
 
+from elaswave.chaos import acts
+from elaswave.chaos.targets import find_ranks
+
 RANK_SCRIPT = Path(__file__).parent / "launched_rank.py"
 
 
@@ -16,7 +19,12 @@ def torchrun(launch: Launcher, num_ranks: int, *words: str) -> Launched:
 
 
 def test_survivors_live_under_torchrun(launch: Launcher) -> None:
-    job = torchrun(launch, 3, str(RANK_SCRIPT), "0:joined,kill", "1:death=0", "2:death=0")
+    job = torchrun(launch, 3, str(RANK_SCRIPT), "0:joined,signal", "1:death=0", "2:death=0")
+    pids = [int(job.wait_for(rf"pid (\d+) of rank {rank}")[1]) for rank in range(3)]
+    victims = find_ranks(pid=pids[0])  # what chaos strikes are the trainers, not their shims
+    assert [victim.pid for victim in victims] == pids
+    assert acts._agent_of(victims[0]) == victims[0].parent
+    acts.kill(victims[0], acts.Surroundings())
     job.wait(expect=0)
     assert re.search(r"heard death .*'rank': 0.*'id': 'member-0'", job.output)
     assert {"done 1", "done 2"} <= set(job.output.splitlines())
