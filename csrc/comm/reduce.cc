@@ -1,6 +1,7 @@
 #include "comm/reduce.h"
 
 #include <algorithm>
+#include <cmath>
 #include <complex>
 #include <cstring>
 #include <string>
@@ -39,6 +40,13 @@ T Wrapped(T a, T b, Compute compute) {
   }
 }
 
+// What is no number comes through minima and maxima, whoever has it.
+template <typename T>
+bool IsNan(T value) {
+  if constexpr (std::is_floating_point_v<T>) return std::isnan(value);
+  return false;
+}
+
 template <ReduceKind kind, typename T>
 inline T Apply(T a, T b) {
   if constexpr (std::is_same_v<T, Bool>) {
@@ -51,9 +59,9 @@ inline T Apply(T a, T b) {
   } else if constexpr (kind == ReduceKind::kProduct) {
     return Wrapped(a, b, [](auto x, auto y) { return x * y; });
   } else if constexpr (kind == ReduceKind::kMin) {
-    return b < a ? b : a;
+    return b < a || IsNan(b) ? b : a;
   } else if constexpr (kind == ReduceKind::kMax) {
-    return a < b ? b : a;
+    return a < b || IsNan(b) ? b : a;
   } else if constexpr (kind == ReduceKind::kBand) {
     return static_cast<T>(a & b);
   } else if constexpr (kind == ReduceKind::kBor) {

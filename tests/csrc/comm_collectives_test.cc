@@ -1,7 +1,9 @@
 // Every collective against sums made by hand: group sizes, lengths on both sides of each algorithm's limits,
 // pieces of unequal length, members on several hosts.
+#include <cmath>
 #include <cstring>
 #include <functional>
+#include <set>
 
 #include "comm/collectives/collectives.h"
 #include "comm/collectives/messages.h"
@@ -249,6 +251,71 @@ TEST(nobody_leaves_a_barrier_before_all_have_come) {
     Team team(5, {9, 0.001}, way);
     EnterBarrier(team);
   }
+}
+
+// Zeros of both signs are equal, and so are numbers that are none: which of them it is must not depend on
+// the member.
+TEST(all_members_have_the_same_bits) {
+  for (Way way : kWays) {
+    Team team(4, {}, way);
+    std::vector<std::vector<float>> values;
+    for (int rank = 0; rank < 4; ++rank) {
+      values.push_back({rank % 2 == 0 ? 0.0f : -0.0f, rank == 1 ? std::nanf("1") : 1.0f, 2.0f + rank});
+    }
+    std::vector<std::future<Status>> outcomes;
+    for (int rank = 0; rank < 4; ++rank) {
+      Collective mine;
+      mine.kind = CollectiveKind::kAllReduce;
+      mine.type = DataType::kFloat32;
+      mine.reduction.kind = ReduceKind::kMax;
+      mine.in = mine.out = {{reinterpret_cast<char*>(values[rank].data()), 3}};
+      outcomes.push_back(team.Run(rank, [mine](Operation& op) { return RunCollective(op, mine); }));
+    }
+    for (auto& outcome : outcomes) CHECK_OK(Outcome(outcome));
+    for (const std::vector<float>& of_rank : values) {
+      CHECK(std::isnan(of_rank[1]) && of_rank[2] == 5.0f);
+      CHECK_EQ(std::memcmp(of_rank.data(), values[0].data(), 3 * sizeof(float)), 0);
+    }
+  }
+}
+
+// Touches no memory and remembers what was posted.
+class PretendedOperation : public Operation {
+ public:
+  explicit PretendedOperation(View view) : view_(std::move(view)) {}
+  int rank() const override { return 0; }
+  int size() const override { return static_cast<int>(view_.members.size()); }
+  const View& view() const override { return view_; }
+  uint64_t sequence() const override { return 0; }
+  void Send(int, uint32_t, const void*, size_t) override {}
+  void Receive(int, uint32_t tag, void*, size_t size_bytes) override {
+    CHECK(tags_.insert(tag).second);
+    received_bytes += size_bytes;
+  }
+  Status Wait() override { return Status::Ok(); }
+  Status WaitFirst(size_t) override { return Status::Ok(); }
+  Status Check() override { return Status::Ok(); }
+  void WakeOnStop(std::function<void()>) override {}
+  char* Scratch(size_t) override { return nullptr; }
+
+  size_t received_bytes = 0;
+
+ private:
+  const View view_;
+  std::set<uint32_t> tags_;
+};
+
+TEST(pieces_of_many_gigabytes_have_a_tag_for_every_block) {
+  constexpr size_t kPieceBytes = size_t{20} << 30;
+  Collective collective;
+  collective.kind = CollectiveKind::kAllGather;
+  for (size_t rank = 0; rank < 3; ++rank) {
+    collective.out.push_back({reinterpret_cast<char*>(rank * kPieceBytes), kPieceBytes});
+  }
+  collective.in = {collective.out[0]};
+  PretendedOperation op({1, std::vector<Member>(3)});
+  CHECK_OK(RingAllGather(op, collective));
+  CHECK_EQ(op.received_bytes, 2 * kPieceBytes);
 }
 
 TEST(rings_pass_through_each_host_once) {

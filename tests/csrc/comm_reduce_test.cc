@@ -120,6 +120,17 @@ TEST(averages_and_factors) {
   CHECK_EQ(scaled[1], 1.0f);
 }
 
+TEST(what_is_no_number_comes_through_minima_and_maxima) {
+  const float number[] = {1}, none[] = {std::nanf("")};
+  for (ReduceKind kind : {ReduceKind::kMin, ReduceKind::kMax}) {
+    float result[1];
+    Combine(DataType::kFloat32, kind, result, number, none, 1);
+    CHECK(std::isnan(result[0]));
+    Combine(DataType::kFloat32, kind, result, none, number, 1);
+    CHECK(std::isnan(result[0]));
+  }
+}
+
 TEST(every_float16_goes_to_float32_and_back) {
   std::vector<uint16_t> halves(65536), back(65536);
   std::vector<float> floats(65536);

@@ -11,6 +11,9 @@ constexpr size_t kBlockBytes = 256 << 10;
 // Reductions are done in segments, which bounds the scratch memory that a group keeps.
 constexpr size_t kSegmentBytes = 32 << 20;
 
+// Of a chunk, for tags have no room for more: those of 16 GiB and above have longer blocks.
+constexpr size_t kMostBlocks = size_t{1} << 16;
+
 constexpr uint32_t kGatherTags = 1u << 31;  // the second half of an all-reduce
 
 // This member's place in the ring. Chunks have the number of the place where their sum is completed.
@@ -32,7 +35,7 @@ struct Block {
 };
 
 std::vector<Block> BlocksOf(size_t count, size_t element_bytes) {
-  const size_t longest = kBlockBytes / element_bytes;
+  const size_t longest = std::max(kBlockBytes / element_bytes, (count + kMostBlocks - 1) / kMostBlocks);
   std::vector<Block> blocks;
   for (size_t begin = 0; begin < count; begin += longest) {
     blocks.push_back({begin, std::min(longest, count - begin)});

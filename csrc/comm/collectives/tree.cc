@@ -82,7 +82,8 @@ Status DoublingAllReduce(Operation& op, const Collective& collective) {
   const auto receive_and_add = [&](int from, uint32_t tag) {
     op.Receive(from, tag, incoming, size_bytes);
     const Status status = op.Wait();
-    if (status.ok()) Combine(collective.type, collective.reduction.kind, sum, sum, incoming, mine.count);
+    const char *lower = from < op.rank() ? incoming : sum, *upper = from < op.rank() ? sum : incoming;
+    if (status.ok()) Combine(collective.type, collective.reduction.kind, sum, lower, upper, mine.count);
     return status;
   };
 
