@@ -16,7 +16,44 @@ WorldOptions Fair(uint64_t seed, int num_members) {
   return options;
 }
 
+// As a page of shared memory: of no more than so many bytes.
+struct SmallVoteStore : elastates::VoteStore {
+  static constexpr size_t kMostBytes = 8192;
+  elastates::Status Write(const std::string& bytes) override {
+    if (bytes.size() <= kMostBytes) return elastates::Status::Ok();
+    return elastates::Status(elastates::StatusCode::kInvalidArgument, "too long");
+  }
+};
+
 }  // namespace
+
+TEST(newcomers_for_whom_a_vote_has_no_room_wait_for_the_next_epoch) {
+  SmallVoteStore votes;
+  elastates::AgreementOptions options;
+  options.most_decision_bytes = SmallVoteStore::kMostBytes / 2 - 64;
+  elastates::Membership membership(1, options, votes);
+  elastates::Member self;
+  self.id = 1;
+  CHECK_OK(membership.Open({1, {self}}));
+  for (uint64_t id = 2; id < 102; ++id) {
+    elastates::Member joiner;
+    joiner.id = id;
+    joiner.host = std::string(200, 'h');
+    membership.AddCandidate({joiner, ""});
+  }
+  size_t num_waiting = 100;
+  for (uint32_t epoch = 2; epoch < 4; ++epoch) {
+    membership.Begin("");
+    CHECK(!membership.is_over());
+    CHECK_EQ(membership.view().epoch, epoch);
+    const size_t num_members = membership.view().members.size();
+    CHECK(num_members > 5);
+    num_waiting -= num_members - 1;
+    CHECK_EQ(membership.num_candidates(), num_waiting);
+    for (size_t rank = 1; rank < num_members; ++rank)  // or they would have to agree too
+      membership.OnLoss(membership.view().members[rank].id, elastates::Loss::kDead, "");
+  }
+}
 
 TEST(survivors_of_one_death_go_on) {
   for (int victim = 0; victim < 4; ++victim) {

@@ -127,6 +127,28 @@ TEST(views_follow_one_another_down_to_one_member) {
   Close(nodes);
 }
 
+// A process has one page for its votes; the keepers of a group that it has left are still there.
+TEST(votes_about_another_group_are_not_taken_for_ours) {
+  std::vector<Node> nodes = StartGroup(3);
+  std::vector<Node> others;
+  View view{1, {}};
+  for (const Node& node : nodes) view.members.push_back(node.endpoint->self());
+  for (const Node& node : nodes) {
+    ViewKeeperOptions options;
+    options.group = "others";
+    options.exits_when_out = false;
+    others.push_back({node.endpoint, std::make_unique<ViewKeeper>(node.endpoint, options)});
+    CHECK_OK(others.back().keeper->Open(view));
+  }
+  AgreeAll(others);  // their votes are of epoch 2 now
+  Close(nodes.back());
+  const Member dead = nodes.back().endpoint->self();
+  nodes.pop_back();
+  for (Node& node : nodes) node.endpoint->links().ReportDead(dead.id, "killed", "");
+  for (const AgreedView& agreed : AgreeAll(nodes)) CHECK_EQ(agreed.view.members.size(), size_t{2});
+  Close(nodes);
+}
+
 TEST(a_candidate_is_taken_in_and_learns_everything) {
   std::vector<Node> nodes = StartGroup(2);
   Node joiner = Start(kPatienceS);

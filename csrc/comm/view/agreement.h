@@ -58,6 +58,7 @@ struct AgreementOptions {
   int fence_ticks = 2;    // how long the proof of a death is waited for
   int beat_ticks = 2;     // between two beats of a leader
   bool has_witness = false;
+  size_t most_decision_bytes = SIZE_MAX;  // newcomers with whom it would be longer wait for the next epoch
   AgreementRules rules;
 };
 

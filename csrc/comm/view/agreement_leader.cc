@@ -213,8 +213,10 @@ Decision Agreement::OwnProposal() const {
     member.id = view_.members[rank].id;
     decision.seats.push_back({rank, member, *peer.payload});
   }
-  for (const auto& [id, candidate] : candidates_)
+  for (const auto& [id, candidate] : candidates_) {
     decision.seats.push_back({Seat::kJoined, candidate.member, candidate.payload});
+    if (Encode(decision).size() > options_.most_decision_bytes) decision.seats.pop_back();
+  }
   return decision;
 }
 

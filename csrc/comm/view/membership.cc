@@ -183,6 +183,9 @@ void Membership::Enter(View view, const std::string& decision) {
     if (lost != lost_.end()) TellLoss(member.id, lost->second);
     candidates_.erase(member.id);
   }
+  for (auto& [id, lost] : lost_)
+    if (RankOf(id) < 0)
+      std::string().swap(lost.proof);  // never to be a member again: its vote counts no more
   for (const auto& [id, candidate] : candidates_) Do(agreement_->AddCandidate(candidate));
   Replay();
 }

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "comm/shared/vote_page.h"
+#include "comm/view/wire.h"
 
 namespace elastates {
 namespace {
@@ -20,21 +21,40 @@ constexpr int kTicksPerTimeout = 16;      // AgreementOptions::silent_ticks
 constexpr double kLongestTimeoutS = 1e8;  // three years; what is longer overflows the clock
 constexpr size_t kMostPayloadBytes = 4096;
 constexpr size_t kSeatBytes = 32;         // of a decision, without the payload
-constexpr size_t kNewcomersBytes = 2048;  // what is left for them in a decision
+constexpr size_t kNewcomersBytes = 2048;  // what is left for them in a decision at least
+constexpr size_t kVoteHeadBytes = 64;     // of a vote, without the two decisions
+
+// A process has one page and may have come to another group since: a vote begins with its group.
+std::string TagOf(uint64_t group) {
+  wire::Writer writer;
+  writer.Put(group);
+  return writer.Take();
+}
 
 class PageVoteStore : public VoteStore {
  public:
-  explicit PageVoteStore(VoteArea* area) : page_(area) {}
-  Status Write(const std::string& bytes) override { return page_.Write(bytes); }
+  PageVoteStore(VoteArea* area, uint64_t group) : page_(area), tag_(TagOf(group)) {}
+  Status Write(const std::string& bytes) override { return page_.Write(tag_ + bytes); }
 
  private:
   VotePage page_;
+  const std::string tag_;
 };
 
-std::unique_ptr<VoteStore> MakeVoteStore(Endpoint& endpoint) {
+std::unique_ptr<VoteStore> MakeVoteStore(Endpoint& endpoint, uint64_t group) {
   Neighbours* neighbours = endpoint.neighbours();
   if (neighbours == nullptr) return std::make_unique<ForgetfulVoteStore>();
-  return std::make_unique<PageVoteStore>(neighbours->own()->votes());
+  return std::make_unique<PageVoteStore>(neighbours->own()->votes(), group);
+}
+
+// The vote of somebody who is dead; empty if it cannot be read, or is about another group.
+std::string VoteOf(Endpoint& endpoint, MemberId member, uint64_t group) {
+  Neighbours* neighbours = endpoint.neighbours();
+  if (neighbours == nullptr) return "";
+  Result<std::string> written = neighbours->VoteOf(member);
+  const std::string tag = TagOf(group);
+  const bool is_ours = written.ok() && written.value().compare(0, tag.size(), tag) == 0;
+  return is_ours ? written.value().substr(tag.size()) : "";
 }
 
 // A vote holds two decisions, and must fit into its page.
@@ -47,6 +67,7 @@ AgreementOptions MakeOptions(const ViewKeeperOptions& options) {
   AgreementOptions agreement;
   agreement.silent_ticks = kTicksPerTimeout;
   agreement.has_witness = options.has_witness;
+  agreement.most_decision_bytes = (kVoteBytes - kVoteHeadBytes) / 2;
   return agreement;
 }
 
@@ -59,8 +80,9 @@ class ViewKeeper::Core : public std::enable_shared_from_this<ViewKeeper::Core> {
   Core(std::shared_ptr<Endpoint> endpoint, ViewKeeperOptions options)
       : endpoint_(std::move(endpoint)),
         options_(std::move(options)),
-        topic_("view-" + std::to_string(GroupId(options_.group))),
-        votes_(MakeVoteStore(*endpoint_)),
+        group_(GroupId(options_.group)),
+        topic_("view-" + std::to_string(group_)),
+        votes_(MakeVoteStore(*endpoint_, group_)),
         membership_(endpoint_->self().id, MakeOptions(options_), *votes_) {}
 
   void Listen() {
@@ -176,11 +198,7 @@ class ViewKeeper::Core : public std::enable_shared_from_this<ViewKeeper::Core> {
 
   void OnLoss(const LostMember& lost) {
     std::string proof = lost.proof;
-    Neighbours* neighbours = endpoint_->neighbours();
-    if (lost.loss == Loss::kDead && proof.empty() && neighbours != nullptr) {
-      Result<std::string> vote = neighbours->VoteOf(lost.id);
-      if (vote.ok()) proof = std::move(vote).value();
-    }
+    if (lost.loss == Loss::kDead && proof.empty()) proof = VoteOf(*endpoint_, lost.id, group_);
     if (lost.loss == Loss::kDead) dead_.push_back(lost.id);
     Do(membership_.OnLoss(lost.id, lost.loss, proof));
   }
@@ -283,6 +301,7 @@ class ViewKeeper::Core : public std::enable_shared_from_this<ViewKeeper::Core> {
 
   const std::shared_ptr<Endpoint> endpoint_;
   const ViewKeeperOptions options_;
+  const uint64_t group_;
   const std::string topic_;
   std::atomic<size_t> num_members_{1}, num_candidates_{0};
 
