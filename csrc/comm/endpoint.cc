@@ -1,5 +1,7 @@
 #include "comm/endpoint.h"
 
+#include <unistd.h>
+
 #include <cstdlib>
 
 #include "comm/links/random.h"
@@ -70,10 +72,11 @@ Status Endpoint::Connect(const View& view, double timeout_s) {
 }
 
 void Endpoint::Close() {
+  if (getpid() != self_.pid) return;
   std::call_once(closed_, [this] {
     hub_.Leave();
     hub_.CloseAll();
-    links_.reset();
+    links_->Close();
   });
 }
 

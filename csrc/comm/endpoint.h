@@ -26,7 +26,7 @@ class Endpoint {
   Endpoint(const Endpoint&) = delete;
   Endpoint& operator=(const Endpoint&) = delete;
 
-  LinkPool& links() { return *links_; }  // REQUIRES: not closed
+  LinkPool& links() { return *links_; }
   Hub& hub() { return hub_; }
   const Hub& hub() const { return hub_; }
   const Member& self() const { return self_; }
@@ -37,7 +37,8 @@ class Endpoint {
   // A newer view of a group, connecting first to members that are new.
   Status Install(QueuedGroup& group, View view, double timeout_s);
 
-  // Says farewell, ends all groups and all links. Idempotent; not on a thread of its own.
+  // Says farewell, ends all groups and all links; what threads that know nothing of it still ask for fails or
+  // does nothing. Idempotent; not on a thread of its own. In a forked child it does nothing.
   void Close();
 
  private:
@@ -45,7 +46,7 @@ class Endpoint {
   Status Connect(const View& view, double timeout_s);
 
   const std::unique_ptr<SharedSegment> segment_;
-  std::unique_ptr<LinkPool> links_;
+  const std::unique_ptr<LinkPool> links_;
   const Member self_;
   const std::unique_ptr<Neighbours> neighbours_;
   Hub hub_;

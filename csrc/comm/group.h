@@ -46,6 +46,8 @@ class Operation {
   // and not after the body, when the group stops. REQUIRES: `wake` does not block; set once per operation.
   virtual Status Check() = 0;
   virtual void WakeOnStop(std::function<void()> wake) = 0;
+  // kPeerLost once the links have lost a rank that had said farewell before: that stops only who needs it.
+  virtual Status CheckPeer(int) { return Status::Ok(); }
 
   // What does collectives among members of one host through memory that they share; null on all members of
   // the group if they do not.

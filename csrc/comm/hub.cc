@@ -1,6 +1,11 @@
 #include "comm/hub.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstdlib>
+#include <iterator>
+#include <utility>
 
 #include "comm/loss_text.h"
 
@@ -11,6 +16,9 @@ constexpr char kRevokeTopic[] = "revoke";
 constexpr char kFarewellTopic[] = "farewell";
 constexpr char kPairTopic[] = "pair";
 
+// Those about groups that have been closed here are kept as well, until newer ones push them out.
+constexpr size_t kMostEarlyMessages = 1024;
+
 }  // namespace
 
 uint64_t GroupId(const std::string& name) {
@@ -19,12 +27,15 @@ uint64_t GroupId(const std::string& name) {
   return hash;
 }
 
-Hub::Hub(Messenger& messenger, Neighbours* neighbours) : messenger_(messenger), neighbours_(neighbours) {
-  HandleControl(kRevokeTopic, [this](MemberId, const std::string& content) { OnRevokeMessage(content); });
-  HandleControl(kPairTopic, [this](MemberId from, const std::string& content) {
-    const auto group = FindGroup(std::strtoull(content.c_str(), nullptr, 10));
-    if (group) group->OnPairMessage(from, content);
-  });
+Hub::Hub(Messenger& messenger, Neighbours* neighbours)
+    : messenger_(messenger), neighbours_(neighbours), pid_(getpid()) {
+  for (const bool is_revocation : {true, false}) {
+    HandleControl(is_revocation ? kRevokeTopic : kPairTopic,
+                  [this, is_revocation](MemberId from, const std::string& content) {
+                    const uint64_t group = std::strtoull(content.c_str(), nullptr, 10);
+                    OnGroupMessage({group, is_revocation, from, content});
+                  });
+  }
   HandleControl(kFarewellTopic, [this](MemberId from, const std::string&) {
     std::lock_guard<std::mutex> lock(mutex_);
     has_left_.insert(from);
@@ -37,7 +48,16 @@ Hub::Hub(Messenger& messenger, Neighbours* neighbours) : messenger_(messenger), 
   messenger_.SetObserver(std::move(observer));
 }
 
+// Threads are not forked along: there is nobody to join, and whatever waited for something waits for ever.
+Hub::~Hub() {
+  CloseAll();
+  if (getpid() == pid_) return;
+  static auto* left = new std::vector<std::map<uint64_t, std::shared_ptr<QueuedGroup>>>;
+  left->push_back(std::move(groups_));
+}
+
 void Hub::CloseAll() {
+  if (getpid() != pid_) return;
   for (const auto& group : LivingGroups()) CloseGroup(group);
 }
 
@@ -47,24 +67,30 @@ Result<std::shared_ptr<QueuedGroup>> Hub::MakeGroup(const std::string& name, Vie
   if (!is_member) {
     return Status(StatusCode::kInvalidArgument, "this process is not among the members of group " + name);
   }
+  const uint64_t id = GroupId(name);
   std::shared_ptr<QueuedGroup> group;
+  std::vector<GroupMessage> early;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    std::shared_ptr<QueuedGroup>& slot = groups_[GroupId(name)];
-    if (slot) return Status(StatusCode::kInvalidArgument, "there is a group named " + name + " already");
+    if (groups_.count(id) > 0)
+      return Status(StatusCode::kInvalidArgument, "there is a group named " + name + " already");
     const auto announce = [this](const QueuedGroup& revoked, const View& revoked_view,
                                  const std::string& why) { Announce(revoked, revoked_view, why); };
-    group = slot = std::make_shared<QueuedGroup>(messenger_, GroupId(name), name, std::move(view), announce);
+    group = std::make_shared<QueuedGroup>(messenger_, id, name, std::move(view), announce);
     if (neighbours_ != nullptr) group->ShareMemory(neighbours_);
     group->SetPairMessages(
         [this](MemberId to, const std::string& content) { SendControl(to, kPairTopic, content); });
+    groups_[id] = group;
+    early = TakeEarlyLocked(id);
   }
+  for (const GroupMessage& message : early) Tell(*group, message);
   Remember(*group->view());
   RevokeIfLost(*group);
   return group;
 }
 
 void Hub::CloseGroup(const std::shared_ptr<QueuedGroup>& group) {
+  if (getpid() != pid_) return;
   group->Close();
   std::lock_guard<std::mutex> lock(mutex_);
   const auto found = groups_.find(group->id());
@@ -77,12 +103,6 @@ Status Hub::Install(QueuedGroup& group, View view) {
   Remember(*group.view());
   RevokeIfLost(group);
   return status;
-}
-
-std::shared_ptr<QueuedGroup> Hub::FindGroup(uint64_t group_id) const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  const auto found = groups_.find(group_id);
-  return found == groups_.end() ? nullptr : found->second;
 }
 
 void Hub::HandleControl(const std::string& topic, ControlHandler handler) {
@@ -134,32 +154,34 @@ void Hub::OnControl(MemberId from, const std::string& content) {
 void Hub::OnLoss(MemberId peer, Loss loss, const std::string& why, const std::string& proof) {
   const LostMember lost{peer, loss, why, proof};
   std::vector<LossHandler> handlers;
-  bool has_left;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     losses_[peer] = lost;
     handlers = loss_handlers_;
-    has_left = has_left_.count(peer) > 0;
   }
-  if (!has_left) {
-    for (const auto& group : LivingGroups()) RevokeIfLost(*group);
-  }
+  for (const auto& group : LivingGroups()) RevokeIfLost(*group);
   for (const LossHandler& handler : handlers) handler(lost);
 }
 
 void Hub::RevokeIfLost(QueuedGroup& group) {
   const std::shared_ptr<const View> view = group.view();
   std::vector<int> ranks;
+  std::vector<LostMember> gone;
   std::string why;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     for (size_t rank = 0; rank < view->members.size(); ++rank) {
       const auto found = losses_.find(view->members[rank].id);
-      if (found == losses_.end() || has_left_.count(found->first) > 0) continue;
-      ranks.push_back(static_cast<int>(rank));
-      why = found->second.why;
+      if (found == losses_.end()) continue;
+      if (has_left_.count(found->first) > 0) {
+        gone.push_back(found->second);
+      } else {
+        ranks.push_back(static_cast<int>(rank));
+        why = found->second.why;
+      }
     }
   }
+  for (const LostMember& lost : gone) group.NoteGone(lost.id, lost.why);
   if (!ranks.empty()) group.RevokeEpochSoon(view->epoch, DescribeLoss(*view, ranks, why));
 }
 
@@ -170,12 +192,36 @@ void Hub::Announce(const QueuedGroup& group, const View& view, const std::string
   }
 }
 
-void Hub::OnRevokeMessage(const std::string& content) {
+// Other members may have made the group, and given it up, before this one comes to it.
+void Hub::OnGroupMessage(GroupMessage message) {
+  std::shared_ptr<QueuedGroup> group;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = groups_.find(message.group);
+    if (found != groups_.end()) {
+      group = found->second;
+    } else {
+      early_.push_back(std::move(message));
+      if (early_.size() > kMostEarlyMessages) early_.pop_front();
+    }
+  }
+  if (group) Tell(*group, message);
+}
+
+void Hub::Tell(QueuedGroup& group, const GroupMessage& message) {
+  if (!message.is_revocation) return group.OnPairMessage(message.from, message.content);
   char* end = nullptr;
-  const uint64_t group_id = std::strtoull(content.c_str(), &end, 10);
+  std::strtoull(message.content.c_str(), &end, 10);
   const uint32_t epoch = static_cast<uint32_t>(std::strtoul(end, &end, 10));
-  const std::shared_ptr<QueuedGroup> group = FindGroup(group_id);
-  if (group) group->RevokeEpochSoon(epoch, *end == ' ' ? end + 1 : end);
+  group.RevokeEpochSoon(epoch, *end == ' ' ? end + 1 : end);
+}
+
+std::vector<Hub::GroupMessage> Hub::TakeEarlyLocked(uint64_t group_id) {
+  const auto taken = std::stable_partition(
+      early_.begin(), early_.end(), [group_id](const GroupMessage& kept) { return kept.group != group_id; });
+  std::vector<GroupMessage> messages(std::make_move_iterator(taken), std::make_move_iterator(early_.end()));
+  early_.erase(taken, early_.end());
+  return messages;
 }
 
 std::vector<std::shared_ptr<QueuedGroup>> Hub::LivingGroups() const {

@@ -6,6 +6,7 @@
 #define ELASTATES_COMM_HUB_H_
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -36,7 +37,7 @@ class Hub {
 
   // Becomes the messenger's observer. With `neighbours` all groups share memory where they can.
   explicit Hub(Messenger& messenger, Neighbours* neighbours = nullptr);
-  ~Hub() { CloseAll(); }
+  ~Hub();  // in a forked child, which has no part in the groups, it leaves them as they are
   Hub(const Hub&) = delete;
   Hub& operator=(const Hub&) = delete;
 
@@ -45,7 +46,6 @@ class Hub {
   // A group over links that are there already; equal names on all members, and unlike those of other groups.
   // kInvalidArgument if this process is not among the members or already has a living group of this name.
   Result<std::shared_ptr<QueuedGroup>> MakeGroup(const std::string& name, View view);
-  std::shared_ptr<QueuedGroup> FindGroup(uint64_t group_id) const;  // null if there is none
   // Ends the group here; others notice nothing unless they need this process. Not on the messenger's thread.
   void CloseGroup(const std::shared_ptr<QueuedGroup>& group);
   void CloseAll();
@@ -68,9 +68,19 @@ class Hub {
   void Leave();
 
  private:
+  // A control message about a group; its content begins with the group's id.
+  struct GroupMessage {
+    uint64_t group = 0;
+    bool is_revocation = false;  // else about messages between two members
+    MemberId from = 0;
+    std::string content;
+  };
+
   void OnControl(MemberId from, const std::string& content);
   void OnLoss(MemberId peer, Loss loss, const std::string& why, const std::string& proof);
-  void OnRevokeMessage(const std::string& content);
+  void OnGroupMessage(GroupMessage message);
+  static void Tell(QueuedGroup& group, const GroupMessage& message);
+  std::vector<GroupMessage> TakeEarlyLocked(uint64_t group_id);
   void RevokeIfLost(QueuedGroup& group);
   void Remember(const View& view);
   // Tells the other members that a group is revoked.
@@ -79,13 +89,15 @@ class Hub {
 
   Messenger& messenger_;
   Neighbours* const neighbours_;
+  const int pid_;
   mutable std::mutex mutex_;  // guards what follows; never held while a group or a handler is called
   std::map<uint64_t, std::shared_ptr<QueuedGroup>> groups_;
   std::map<std::string, ControlHandler> control_handlers_;
   std::vector<LossHandler> loss_handlers_;
   std::map<MemberId, LostMember> losses_;
-  std::set<MemberId> known_;     // members of groups, past ones included
-  std::set<MemberId> has_left_;  // who has said farewell
+  std::set<MemberId> known_;        // members of groups, past ones included
+  std::set<MemberId> has_left_;     // who has said farewell
+  std::deque<GroupMessage> early_;  // about groups that this process has not made yet; the oldest first
 };
 
 // What stands for a group in messages: a hash of its name.

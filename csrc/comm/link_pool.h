@@ -41,9 +41,13 @@ class LinkPool : public Messenger {
   // Listens and starts the thread. Nobody is accepted before SetObserver() or Connect(): they wait.
   static Result<std::unique_ptr<LinkPool>> Start(LinkPoolOptions options);
 
-  // Completes what is posted with kCancelled, ends the thread and closes all; peers see this member as lost.
-  // In a forked child, which has no part in the links, it does nothing.
+  // Closes. In a forked child, which has no part in the links, it does nothing.
   ~LinkPool() override = default;
+
+  // Completes what is posted with kCancelled, ends the thread and closes all; peers see this member as lost.
+  // What is asked for afterwards fails with kCancelled or does nothing. Idempotent; in a forked child
+  // nothing.
+  virtual void Close() = 0;
 
   // Until there is a link to every peer; those that are there already cost nothing. Both sides call it for
   // each other at about the same time, though one is enough where it can reach the other. Peers that were

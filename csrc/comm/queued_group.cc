@@ -99,6 +99,13 @@ class QueuedGroup::RunningOperation : public Operation {
     if (group_.phase_ != Phase::kOpen) group_.wake_on_stop_();
   }
 
+  Status CheckPeer(int rank) override {
+    std::lock_guard<std::mutex> lock(group_.mutex_);
+    const auto found = group_.gone_.find(view_->members[rank].id);
+    if (found == group_.gone_.end()) return Status::Ok();
+    return Status(StatusCode::kPeerLost, DescribeLoss(*view_, {rank}, found->second));
+  }
+
   LocalCollectives* local() override { return group_.local_.get(); }
 
   char* Scratch(size_t size_bytes) override {
@@ -218,6 +225,11 @@ void QueuedGroup::ShareMemory(Neighbours* neighbours) {
   local_ = std::make_unique<LocalCollectives>(neighbours, id_);
 }
 
+void QueuedGroup::NoteGone(MemberId member, const std::string& why) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  gone_.emplace(member, why);
+}
+
 std::string QueuedGroup::why_revoked() const {
   std::lock_guard<std::mutex> lock(mutex_);
   return why_;
@@ -281,10 +293,11 @@ Status QueuedGroup::Install(View view) {
   StopLocked(Phase::kRevoked, "the members of group " + name_ + " are being edited");
   WaitUntilSettled(lock);
   if (phase_ == Phase::kClosed) return FailureLocked();
-  const bool is_revoked_already = revoked_epoch_ == view.epoch;
+  const bool is_revoked_already = revoked_epoch_ >= view.epoch;  // of a later one: this one is over as well
   view_ = std::make_shared<const View>(std::move(view));
   rank_ = rank;
   num_queued_ = 0;
+  gone_.clear();
   ForgetPairsLocked();
   phase_ = Phase::kOpen;
   why_.clear();

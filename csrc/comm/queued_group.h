@@ -52,6 +52,9 @@ class QueuedGroup : public Group {
   // nothing has been run yet; all members do so; the neighbours live until the group is closed.
   void ShareMemory(Neighbours* neighbours);
 
+  // A member that had taken its leave is gone: operations that wait for it fail, others do not.
+  void NoteGone(MemberId member, const std::string& why);
+
   // Empty while the group is not revoked.
   std::string why_revoked() const;
   // Operations run or queued in this epoch.
@@ -129,7 +132,8 @@ class QueuedGroup : public Group {
   PairCounts asked_;                     // tell the peer when more than so many are sent
   std::vector<std::pair<MemberId, std::string>> early_pair_messages_;  // of newer epochs
   SendPairMessage send_pair_message_;
-  uint32_t revoked_epoch_ = 0;  // of a newer epoch than the view's, with its reason
+  std::map<MemberId, std::string> gone_;  // of the view, and why
+  uint32_t revoked_epoch_ = 0;            // of a newer epoch than the view's, with its reason
   std::string revoked_epoch_why_;
   std::function<void()> wake_on_stop_;  // of the running operation
 

@@ -2,6 +2,7 @@
 #include <array>
 #include <atomic>
 
+#include "comm/collectives/collectives.h"
 #include "comm_parts.h"
 
 namespace elastates {
@@ -130,6 +131,68 @@ TEST(a_revocation_of_the_next_epoch_is_not_forgotten) {
   CHECK_EQ(team.at(0).why_revoked(), "already");
 }
 
+TEST(a_revocation_of_a_later_epoch_ends_the_earlier_one_too) {
+  Team team(2);
+  View next = *team.at(0).view();
+  for (uint32_t epoch : {2, 3}) team.at(0).RevokeEpochSoon(epoch, "in epoch " + std::to_string(epoch));
+  next.epoch = 2;
+  CHECK_OK(team.hub(0).Install(team.at(0), next));
+  CHECK_EQ(team.at(0).why_revoked(), "in epoch 3");
+}
+
+// Two members of which one has not made the group yet when the other has begun to use it.
+class LateTeam {
+ public:
+  LateTeam() {
+    for (int rank = 0; rank < 2; ++rank) {
+      view_.members.push_back(net_.member(rank));
+      hubs_.push_back(std::make_unique<Hub>(net_.at(rank)));
+    }
+  }
+  ~LateTeam() {
+    for (const auto& hub : hubs_) hub->CloseAll();
+  }
+
+  std::shared_ptr<QueuedGroup> Make(int rank) {
+    Result<std::shared_ptr<QueuedGroup>> group = hubs_[rank]->MakeGroup("late", view_);
+    CHECK_OK(group.status());
+    return group.value();
+  }
+  // Until rank 1 has heard all that rank 0 has said so far.
+  void Settle() {
+    std::promise<void> heard;
+    hubs_[1]->HandleControl("settled", [&](MemberId, const std::string&) { heard.set_value(); });
+    hubs_[0]->SendControl(net_.member(1).id, "settled", "");
+    heard.get_future().wait();
+  }
+
+ private:
+  View view_{1, {}};
+  std::vector<std::unique_ptr<Hub>> hubs_;
+  LoopbackNet net_{2};  // goes first: its threads call the hubs
+};
+
+TEST(a_revocation_waits_for_who_has_not_made_the_group_yet) {
+  LateTeam team;
+  team.Make(0)->Revoke("at once");
+  team.Settle();
+  CHECK_EQ(team.Make(1)->why_revoked(), "at once");
+}
+
+TEST(a_receive_from_anybody_is_served_by_who_makes_the_group_later) {
+  LateTeam team;
+  const std::shared_ptr<QueuedGroup> early = team.Make(0);
+  int got = 0;
+  const int sent = 7;
+  std::promise<Status> received;
+  early->ReceiveAny(0, &got, sizeof(got), [&](Status status, int) { received.set_value(std::move(status)); });
+  team.Settle();
+  team.Make(1)->Send(0, 0, &sent, sizeof(sent), [](const Status& status) { CHECK_OK(status); });
+  std::future<Status> outcome = received.get_future();
+  CHECK_OK(Outcome(outcome));
+  CHECK_EQ(got, 7);
+}
+
 TEST(views_that_are_old_or_without_this_member_are_refused) {
   Team team(2);
   View view = *team.at(0).view();
@@ -237,6 +300,22 @@ TEST(who_has_said_farewell_is_missed_only_when_needed) {
   CHECK_EQ(team.at(0).why_revoked(), "");
   std::future<Status> outcome = team.Run(0, WaitForBody(2));
   CHECK(Outcome(outcome).message().find("lost ranks 2]") != std::string::npos);
+}
+
+// Memory tells nothing of it: that member never comes, and nobody revokes.
+TEST(who_has_said_farewell_is_missed_in_shared_memory_too) {
+  for (bool has_met : {false, true}) {
+    Team team(2, {}, Way::kSharedMemory);
+    const Group::Body barrier = [](Operation& op) { return RunCollective(op, Collective{}); };
+    if (has_met) {
+      std::future<Status> met[] = {team.Run(0, barrier), team.Run(1, barrier)};
+      for (auto& outcome : met) CHECK_OK(Outcome(outcome));
+    }
+    std::future<Status> outcome = team.Run(0, barrier);
+    team.hub(1).Leave();
+    team.net().Tell(0, 1, Loss::kDead, "killed", "");
+    CHECK(Outcome(outcome).message().find("lost ranks 1]") != std::string::npos);
+  }
 }
 
 TEST(closing_fails_what_is_queued) {

@@ -32,7 +32,7 @@ inline WaitClock::time_point In(double seconds) {
 }
 
 inline KeepWaiting For(double seconds) {
-  return [deadline = In(seconds)] {
+  return [deadline = In(seconds)](int) {
     if (WaitClock::now() < deadline) return Status::Ok();
     return Status(StatusCode::kDeadlineExceeded, "waited too long");
   };

@@ -34,6 +34,7 @@ class PartOfOperation : public Operation {
   Status WaitFirst(size_t count) override { return whole_.WaitFirst(count); }
   Status Check() override { return whole_.Check(); }
   void WakeOnStop(std::function<void()> wake) override { whole_.WakeOnStop(std::move(wake)); }
+  Status CheckPeer(int rank) override { return whole_.CheckPeer(ranks_[rank]); }
   LocalCollectives* local() override { return local_; }
   char* Scratch(size_t size_bytes) override { return whole_.Scratch(size_bytes); }
 
@@ -62,7 +63,8 @@ std::optional<TwoLevels> PlanTwoLevels(const View& view, int rank) {
   for (size_t i = 0; i < view.members.size(); ++i) hosts[view.members[i].host].push_back(static_cast<int>(i));
   TwoLevels levels;
   levels.here = hosts[view.members[rank].host];
-  if (hosts.size() < 2 || levels.here.size() < 2) return std::nullopt;
+  if (hosts.size() < 2 || levels.here.size() < 2 || levels.here.size() > kMaxLocalMembers)
+    return std::nullopt;
   const size_t place = std::find(levels.here.begin(), levels.here.end(), rank) - levels.here.begin();
   for (const auto& [name, ranks] : hosts) {
     if (ranks.size() != levels.here.size()) return std::nullopt;

@@ -122,8 +122,15 @@ Pool::~Pool() {
     Abandon();
     return;
   }
-  loop_.Post([this] { loop_.Stop(); });
-  thread_.Join();
+  Close();
+}
+
+void Pool::Close() {
+  if (getpid() != self_.pid) return;
+  std::call_once(closed_, [this] {
+    loop_.Post([this] { loop_.Stop(); });
+    thread_.Join();
+  });
 }
 
 // In a forked child: its copies of the sockets are closed already, the thread is not there, and what has

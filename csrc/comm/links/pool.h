@@ -43,6 +43,7 @@ class Pool : public LinkPool, private Handshake::Host, private Link::Host {
   void SetObserver(Observer observer) override;
   void RunLater(double delay_s, std::function<void()> run) override;
 
+  void Close() override;
   Status Connect(const std::vector<Member>& peers, double timeout_s) override;
   void ConnectLater(std::vector<Member> peers, double timeout_s, std::function<void(Status)> done) override;
   int PeerSegmentFd(MemberId peer) const override;
@@ -165,6 +166,7 @@ class Pool : public LinkPool, private Handshake::Host, private Link::Host {
   std::unordered_map<MemberId, Facts> facts_;  // guarded by mutex_
   Refusals refusals_;                          // guarded by mutex_
 
+  std::once_flag closed_;
   NamedThread thread_;  // last: it uses the others
 };
 

@@ -48,7 +48,8 @@ Status Board::Bind(const KeepWaiting& check) {
       Result<bool> bound = TryBind(other);
       if (!bound.ok()) return bound.status();
       if (bound.value()) break;
-      Status slept = Sleep(FutexWord(directory), seen, check);
+      Status slept = Sleep(other, FutexWord(directory), seen, check);
+      if (slept.code() == StatusCode::kPeerLost && directory.load() != seen) continue;  // it had come before
       if (slept.code() == StatusCode::kDeadlineExceeded)
         return slept.WithContext("waiting for " + Name(other));
       if (!slept.ok()) return slept;
@@ -103,16 +104,17 @@ Status Board::WaitFor(int rank, const KeepWaiting& check) {
     const Progress progress = Progress::Of(seen);
     if (progress.opening == seats_[rank].opening.number && progress.Reached(step_)) return interruption();
     if (progress.closed || progress.opening != seats_[rank].opening.number) return Left(rank);
-    Status slept = Sleep(LowHalf(word), static_cast<uint32_t>(seen), check);
+    Status slept = Sleep(rank, LowHalf(word), static_cast<uint32_t>(seen), check);
+    if (slept.code() == StatusCode::kPeerLost && word.load() != seen) continue;  // it had come before
     if (slept.code() == StatusCode::kDeadlineExceeded) return slept.WithContext("waiting for " + Name(rank));
     if (!slept.ok()) return slept;
   }
 }
 
 // Until the word has changed, or for no reason.
-Status Board::Sleep(const uint32_t* word, uint32_t seen, const KeepWaiting& check) {
+Status Board::Sleep(int rank, const uint32_t* word, uint32_t seen, const KeepWaiting& check) {
   Status status = interruption();
-  if (status.ok()) status = check();
+  if (status.ok()) status = check(rank);
   if (status.ok()) FutexWait(word, seen, stop_, WaitClock::now() + kCheckInterval);
   return status;
 }
@@ -146,6 +148,20 @@ Status Board::Confirm(int rank) const {
   return Left(rank);
 }
 
+Status Board::ConfirmMemory(int rank, const KeepWaiting& check) {
+  Status status = Confirm(rank);
+  const bool has_failed = EntryOf(rank).given_up.load() == seats_[rank].opening.number;
+  return status.ok() && has_failed ? AwaitReason(rank, check) : status;
+}
+
+Status Board::AwaitReason(int rank, const KeepWaiting& check) {
+  const std::atomic<uint64_t>& word = ProgressOf(rank);
+  while (true) {
+    Status reason = Sleep(rank, LowHalf(word), static_cast<uint32_t>(word.load()), check);
+    if (!reason.ok()) return reason;
+  }
+}
+
 void Board::Interrupt(Status why) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -161,8 +177,8 @@ Status Board::interruption() const {
   return interruption_;
 }
 
-const std::atomic<uint64_t>& Board::ProgressOf(int rank) const {
-  return peers_[rank]->control().slots[seats_[rank].opening.slot].progress;
+const SlotEntry& Board::EntryOf(int rank) const {
+  return peers_[rank]->control().slots[seats_[rank].opening.slot];
 }
 
 Status Board::Left(int rank) const {

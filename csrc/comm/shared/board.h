@@ -22,9 +22,9 @@
 
 namespace elastates {
 
-// Asked now and then while something is waited for; an error ends the waiting. So does Board::Interrupt(), at
+// Asked now and then while a rank is waited for; an error ends the waiting. So does Board::Interrupt(), at
 // once.
-using KeepWaiting = std::function<Status()>;
+using KeepWaiting = std::function<Status(int rank)>;
 
 class Board {
  public:
@@ -61,10 +61,17 @@ class Board {
   // WaitFor(rank) was ok.
   const char* window_of(int rank) const;
 
-  // To be asked after anything was read of a member, before it is believed: kRevoked if that member has gone
-  // on to something else meanwhile; or what Interrupt() said. A member that has been revoked does not arrive
-  // any more: whatever was read of its tensors counts only when it has met us at a later step.
+  // To be asked after anything was read of a member's windows, before it is believed: kRevoked if that member
+  // has gone on to something else meanwhile; or what Interrupt() said.
   Status Confirm(int rank) const;
+  // The same of its tensors. A member that fails gives its tensors back while others may still be reading
+  // them, even if it had arrived at our step and the next one: that ends our operation as well, for the
+  // reason that we wait for here. One that has succeeded had met us at a later step.
+  Status ConfirmMemory(int rank, const KeepWaiting& check);
+  // What ends our operation because of a member is known here before the news of it have come: they say why.
+  Status AwaitReason(int rank, const KeepWaiting& check);
+  // Our operation has failed: to be told before its tensors are given back.
+  void GiveUp() { own_->GiveUp(slot_); }
 
   // Ends what waits here and everything after with this error. The first one stays.
   void Interrupt(Status why);
@@ -81,8 +88,9 @@ class Board {
         bool reads_all, size_t slot);
 
   Result<bool> TryBind(int rank);
-  Status Sleep(const uint32_t* word, uint32_t seen, const KeepWaiting& check);
-  const std::atomic<uint64_t>& ProgressOf(int rank) const;
+  Status Sleep(int rank, const uint32_t* word, uint32_t seen, const KeepWaiting& check);
+  const SlotEntry& EntryOf(int rank) const;
+  const std::atomic<uint64_t>& ProgressOf(int rank) const { return EntryOf(rank).progress; }
   Status Left(int rank) const;
   std::string Name(int rank) const;
   // The opening that was found, and whether the finder reads all, in the lowest bit.

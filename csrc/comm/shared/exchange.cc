@@ -65,6 +65,13 @@ std::string Describe(uint32_t kind, uint32_t type, uint32_t root) {
 
 }  // namespace
 
+KeepWaiting PatienceOf(Operation& op) {
+  return [&op](int rank) {
+    const Status status = op.Check();
+    return status.ok() ? op.CheckPeer(rank) : status;
+  };
+}
+
 Exchange::Exchange(Board& board, const std::vector<std::shared_ptr<Neighbour>>& members, Operation& op,
                    const Collective& collective)
     : board_(board),
@@ -112,14 +119,14 @@ Status Exchange::CheckLength(int from, int part, size_t expected) const {
                     std::to_string(rank()) + ", which expects " + std::to_string(expected));
 }
 
-// The member has been seen in this step, so its memory is what it said it is unless it has been revoked
-// since; then it does not come to the next step, and the operation fails.
+// The member has been seen in this step, so its memory is what it said it is unless it has failed since.
 Status Exchange::Read(int rank, uint64_t address, void* target, size_t size_bytes) const {
   char* to = static_cast<char*>(target);
   for (size_t done = 0; done < size_bytes; done += kReadBytes) {
     const size_t block_bytes = std::min(kReadBytes, size_bytes - done);
     Status status = members_[rank]->memory->Read(address + done, to + done, block_bytes);
-    if (status.ok()) status = board_.Confirm(rank);
+    if (status.code() == StatusCode::kPeerLost) return board_.AwaitReason(rank, PatienceOf(op_));
+    if (status.ok()) status = board_.ConfirmMemory(rank, PatienceOf(op_));
     if (!status.ok()) return status;
   }
   return Status::Ok();
@@ -128,7 +135,7 @@ Status Exchange::Read(int rank, uint64_t address, void* target, size_t size_byte
 Status Exchange::Run(uint64_t num_rounds, const Show& show, const Take& take) {
   const Post own = OwnPost(num_rounds);
   std::memcpy(board_.window(), &own, sizeof(own));
-  const KeepWaiting check = [this] { return op_.Check(); };
+  const KeepWaiting check = PatienceOf(op_);
   for (uint64_t round = 0; round < std::max<uint64_t>(num_rounds, 1); ++round) {
     show(round);
     Status status = board_.Meet(check);

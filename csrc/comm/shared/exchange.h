@@ -20,6 +20,9 @@
 
 namespace elastates {
 
+// While the operation may go on, and has not lost the rank that is waited for.
+KeepWaiting PatienceOf(Operation& op);
+
 class Exchange {
  public:
   // All outlive the exchange; of `members`, by rank, our own is null.

@@ -19,7 +19,7 @@ namespace elastates {
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "a futex waits on the low half of a 64-bit word");
 static_assert(std::atomic<uint64_t>::is_always_lock_free, "a lock would lie in one process only");
 
-constexpr uint64_t kSegmentMagic = 0x31676573'74736c65;  // "elstseg1"
+constexpr uint64_t kSegmentMagic = 0x32676573'74736c65;  // "elstseg2"
 constexpr size_t kNumSlots = 64;                         // groups a process can be in at once
 constexpr size_t kWindowBytes = 4 << 20;                 // untouched pages cost nothing
 constexpr size_t kMaxLocalMembers = 1024;                // of a group, on one host
@@ -55,6 +55,7 @@ struct alignas(64) SlotEntry {
   std::atomic<uint64_t> group;
   std::atomic<uint32_t> epoch;
   std::atomic<uint64_t> progress;
+  std::atomic<uint32_t> given_up;  // the opening in which an operation has failed on the owner
 };
 
 struct alignas(4096) ControlPage {

@@ -1,6 +1,8 @@
 #include "comm/shared/local_collectives.h"
 
+#include <chrono>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "comm/shared/local_algorithms.h"
@@ -10,6 +12,23 @@ namespace {
 
 // Up to here one more round costs more than that everybody sums everything.
 constexpr size_t kFlatBytes = 64 << 10;
+
+// Who fails and leaves is seen to have left before its word of why, and of who is dead, has come by the
+// links.
+constexpr auto kNewsTake = std::chrono::seconds(2);
+constexpr auto kBetweenLooks = std::chrono::milliseconds(5);
+
+Status Explain(Operation& op, Status status) {
+  const auto end = WaitClock::now() + kNewsTake;
+  const bool has_left = status.code() == StatusCode::kRevoked;
+  while (true) {
+    Status reason = op.Check();
+    for (int rank = 0; has_left && reason.ok() && rank < op.size(); ++rank) reason = op.CheckPeer(rank);
+    if (!reason.ok()) return reason;
+    if (!has_left || WaitClock::now() >= end) return status;
+    std::this_thread::sleep_for(kBetweenLooks);
+  }
+}
 
 Status RunExchange(Exchange& exchange) {
   if (ReadsDirectly(exchange)) return DirectExchange(exchange);
@@ -42,14 +61,14 @@ Status LocalCollectives::Run(Operation& op, const Collective& collective) {
   if (!status.ok()) return status;
   op.WakeOnStop(
       [board = board_.get()] { board->Interrupt(Status(StatusCode::kRevoked, "the group was stopped")); });
-  if (!board_->is_bound()) status = board_->Bind([&op] { return op.Check(); });
+  if (!board_->is_bound()) status = board_->Bind(PatienceOf(op));
   if (status.ok()) {
     Exchange exchange(*board_, members_, op, collective);
     status = RunExchange(exchange);
   }
   if (status.ok()) return status;
-  Status reason = op.Check();  // knows who is dead
-  return reason.ok() ? status : reason;
+  board_->GiveUp();
+  return Explain(op, std::move(status));
 }
 
 // The old board goes first: its peers have been told of the new epoch by now.

@@ -124,6 +124,13 @@ void SharedSegment::Arrive(size_t slot) {
   FutexWakeAll(LowHalf(word));
 }
 
+void SharedSegment::GiveUp(size_t slot) {
+  if (getpid() != control().pid) return;
+  SlotEntry& entry = page()->slots[slot];
+  entry.given_up.store(Progress::Of(entry.progress.load()).opening);
+  OrderFence();  // whatever is written to that memory comes later
+}
+
 void SharedSegment::AnnounceGreeting() { DirectoryChanged(); }
 
 void SharedSegment::DirectoryChanged() {

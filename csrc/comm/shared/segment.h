@@ -38,6 +38,8 @@ class SharedSegment {
   // Has those look again who wait for something in the window of step 0.
   void AnnounceGreeting();
 
+  // An operation has failed here: from now on the memory that it pointed to may be used for something else.
+  void GiveUp(size_t slot);
   // One more arrival, after everything that was written to the window before.
   void Arrive(size_t slot);
   char* window(size_t slot, uint32_t step) const {
