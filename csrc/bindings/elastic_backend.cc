@@ -93,6 +93,14 @@ const Tensors& Only(const TensorLists& lists, const char* title) {
   return lists[0];
 }
 
+// Without split sizes whole rows are exchanged, equally many with each.
+void CheckRows(const at::Tensor& tensor, const std::vector<int64_t>& lengths, int num_pieces,
+               const char* title) {
+  const int64_t length = tensor.dim() == 0 ? 1 : tensor.size(0);
+  TORCH_CHECK(!lengths.empty() || length % num_pieces == 0, title, ": a first dimension of ", length,
+              " cannot be cut into ", num_pieces, " equal parts; give split sizes");
+}
+
 // One piece cut into the lengths along the first dimension, or into equal ones if there are none.
 std::vector<ElementSpan> Cut(const ElementSpan& piece, const at::Tensor& tensor,
                              const std::vector<int64_t>& lengths, int num_pieces, size_t element_bytes,
@@ -219,7 +227,6 @@ WorkPtr ElasticBackend::Start(Request request, std::chrono::milliseconds timeout
   const auto work =
       c10::make_intrusive<ElasticWork>(getRank(), request.type, request.title, std::move(request.inputs),
                                        std::move(request.outputs), static_cast<int>(num_parts));
-  const c10::intrusive_ptr<ElasticWork> coalesced = coalesced_;
   for (size_t i = 0; i < num_parts; ++i) {
     const bool is_first = i == 0, is_last = i + 1 == num_parts;
     const auto staging = request.staging;
@@ -229,13 +236,28 @@ WorkPtr ElasticBackend::Start(Request request, std::chrono::milliseconds timeout
       if (is_last && status.ok()) staging->CopyOut();
       return status;
     };
-    if (coalesced) coalesced->AddPart();
-    group_->Run(std::move(body), SecondsOf(timeout), [work, coalesced](const Status& status) {
-      work->Complete(status);
-      if (coalesced) coalesced->Complete(status);
-    });
+    group_->Run(std::move(body), SecondsOf(timeout), Completion(work));
   }
   return work;
+}
+
+QueuedGroup::Done ElasticBackend::Completion(const c10::intrusive_ptr<ElasticWork>& work) {
+  const c10::intrusive_ptr<ElasticWork> coalesced = coalesced_;
+  if (coalesced) coalesced->AddPart();
+  return [work, coalesced](const Status& status) {
+    work->Complete(status);
+    if (coalesced) coalesced->Complete(status);
+  };
+}
+
+// Messages between two members have no operation of the group that ends in time.
+void ElasticBackend::Await(const c10::intrusive_ptr<ElasticWork>& work, const std::string& what) {
+  const double patience_s = SecondsOf(c10d::kUnsetTimeout);
+  const std::string why = "rank " + std::to_string(group_->rank()) + " waited longer than " +
+                          c10::str(patience_s) + " s for " + what;
+  work->SetPatience(patience_s, [why, weak = std::weak_ptr<QueuedGroup>(group_)] {
+    if (const auto group = weak.lock()) group->RevokeSoon(why);
+  });
 }
 
 WorkPtr ElasticBackend::broadcast(Tensors& tensors, const c10d::BroadcastOptions& options) {
@@ -389,6 +411,8 @@ WorkPtr ElasticBackend::alltoall_base(at::Tensor& output, at::Tensor& input,
   Request request(OpType::ALLTOALL_BASE, "elastic:all_to_all_single");
   Collective& collective = request.Add(CollectiveKind::kAllToAll);
   const ElementSpan in = request.Bytes(input, Staging::kIn), out = request.Bytes(output, Staging::kOut);
+  CheckRows(input, input_splits, Size(), request.title);
+  CheckRows(output, output_splits, Size(), request.title);
   collective.in = Cut(in, input, input_splits, Size(), 1, request.title);
   collective.out = Cut(out, output, output_splits, Size(), 1, request.title);
   return Start(std::move(request), options.timeout);
@@ -428,8 +452,9 @@ WorkPtr ElasticBackend::send(Tensors& tensors, int to, int tag) {
       c10::make_intrusive<ElasticWork>(getRank(), request.type, request.title, request.inputs, Tensors(), 1);
   const auto staging = request.staging;
   staging->CopyIn();
+  Await(work, "rank " + std::to_string(to) + " to receive");
   group_->Send(to, static_cast<uint32_t>(tag), piece.data, piece.count,
-               [work, staging](const Status& status) { work->Complete(status); });
+               [staging, done = Completion(work)](const Status& status) { done(status); });
   return work;
 }
 
@@ -440,10 +465,11 @@ WorkPtr ElasticBackend::recv(Tensors& tensors, int from, int tag) {
       c10::make_intrusive<ElasticWork>(getRank(), request.type, request.title, Tensors(), request.outputs, 1);
   work->SetSource(from);
   const auto staging = request.staging;
+  Await(work, "rank " + std::to_string(from) + " to send");
   group_->Receive(from, static_cast<uint32_t>(tag), piece.data, piece.count,
-                  [work, staging](const Status& status) {
+                  [staging, done = Completion(work)](const Status& status) {
                     if (status.ok()) staging->CopyOut();
-                    work->Complete(status);
+                    done(status);
                   });
   return work;
 }
@@ -454,11 +480,12 @@ WorkPtr ElasticBackend::recvAnysource(Tensors& tensors, int tag) {
   const auto work =
       c10::make_intrusive<ElasticWork>(getRank(), request.type, request.title, Tensors(), request.outputs, 1);
   const auto staging = request.staging;
+  Await(work, "anybody to send");
   group_->ReceiveAny(static_cast<uint32_t>(tag), piece.data, piece.count,
-                     [work, staging](const Status& status, int from) {
+                     [work, staging, done = Completion(work)](const Status& status, int from) {
                        work->SetSource(from);
                        if (status.ok()) staging->CopyOut();
-                       work->Complete(status);
+                       done(status);
                      });
   return work;
 }

@@ -78,6 +78,10 @@ class ElasticBackend : public c10d::Backend {
   int Size() const { return static_cast<int>(group_->view()->members.size()); }
   double SecondsOf(std::chrono::milliseconds timeout) const;
   WorkPtr Start(Request request, std::chrono::milliseconds timeout);
+  // Ends a part of the work, and of what is being coalesced if something is.
+  QueuedGroup::Done Completion(const c10::intrusive_ptr<ElasticWork>& work);
+  // Whoever waits for the work for too long revokes the group.
+  void Await(const c10::intrusive_ptr<ElasticWork>& work, const std::string& what);
 
   const std::shared_ptr<Endpoint> endpoint_;
   const std::shared_ptr<QueuedGroup> group_;

@@ -4,6 +4,8 @@
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <algorithm>
+
 namespace elastates {
 namespace {
 
@@ -84,11 +86,23 @@ void ElasticWork::Complete(const Status& status) {
   }
 }
 
+void ElasticWork::SetPatience(double patience_s, std::function<void()> on_late) {
+  constexpr double kLongest_s = 1e8;  // three years; what is longer overflows the clock
+  patience_ = std::chrono::milliseconds(static_cast<int64_t>(std::min(patience_s, kLongest_s) * 1e3));
+  on_late_ = std::move(on_late);
+}
+
 bool ElasticWork::wait(std::chrono::milliseconds timeout) {
   std::unique_lock<std::mutex> lock(mutex_);
+  const auto is_done = [this] { return completed_; };
   if (timeout == kNoTimeout) {
-    cv_.wait(lock, [this] { return completed_; });
-  } else if (!cv_.wait_for(lock, timeout, [this] { return completed_; })) {
+    if (on_late_ && !cv_.wait_for(lock, patience_, is_done)) {
+      lock.unlock();
+      on_late_();
+      lock.lock();
+    }
+    cv_.wait(lock, is_done);
+  } else if (!cv_.wait_for(lock, timeout, is_done)) {
     C10_THROW_ERROR(DistBackendError,
                     title_ + " is not done after " + std::to_string(timeout.count()) + " ms; it goes on");
   }

@@ -6,6 +6,8 @@
 #include <c10/core/Event.h>
 
 #include <atomic>
+#include <chrono>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -55,6 +57,9 @@ class ElasticWork : public c10d::Work {
   void AddPart() { num_parts_.fetch_add(1); }
   // The last part ends the work; the first error of a part is its outcome. From any thread.
   void Complete(const Status& status);
+  // wait() without a time calls `on_late` once it has waited for so long, and waits on: for the work to fail.
+  // REQUIRES: nobody waits yet.
+  void SetPatience(double patience_s, std::function<void()> on_late);
   void SetSource(int rank) { source_rank_ = rank; }
 
   bool wait(std::chrono::milliseconds timeout) override;
@@ -66,6 +71,8 @@ class ElasticWork : public c10d::Work {
   const std::string title_;
   const std::vector<at::Tensor> outputs_;
   const c10::intrusive_ptr<c10::ivalue::Future> future_;
+  std::chrono::milliseconds patience_{0};
+  std::function<void()> on_late_;
   std::atomic<int> num_parts_;
   std::atomic<int> source_rank_{-1};
   std::mutex first_error_mutex_;

@@ -180,6 +180,20 @@ def operations() -> None:
     result(num_cases=num_cases)
 
 
+def coalesced_pairs() -> None:
+    """Messages between two ranks belong to what is coalesced: it is done when they are."""
+    after, before, got = (RANK + 1) % NUM_RANKS, (RANK - 1) % NUM_RANKS, torch.zeros(2_000_000)
+    if RANK == 0:  # the others are well ahead
+        dist.recv(torch.zeros(1), 1)
+    elif RANK == 1:
+        dist.send(torch.ones(1), 0)
+    with dist._coalescing_manager(device=torch.device("cpu"), async_ops=True) as coalesced:
+        dist.irecv(got, before, tag=9)
+        dist.isend(torch.full((2_000_000,), RANK + 1.0), after, tag=9)
+    coalesced.wait()
+    assert got.eq(before + 1.0).all()
+
+
 def against_numbers() -> None:
     """What gloo does not have, or not everywhere."""
     average = torch.full((50_000,), float(RANK), dtype=torch.bfloat16)
@@ -212,6 +226,7 @@ def against_numbers() -> None:
         assert seen == {rank: [float(rank)] * 2 for rank in range(NUM_RANKS) if rank != 2}
     else:
         dist.send(torch.full((2,), float(RANK)), 2)
+    coalesced_pairs()
     dist.group.WORLD.monitored_barrier(timedelta(seconds=60))
     result(passed=True)
 
@@ -225,6 +240,7 @@ def refusals() -> None:
         lambda: dist.all_reduce(torch.ones(2).to(torch.float8_e4m3fn)),
         lambda: dist.all_gather_into_tensor(torch.zeros(NUM_RANKS + 1), torch.ones(1)),
         lambda: dist.all_to_all_single(torch.zeros(4), torch.ones(4), [4, 1, 0], [1, 1, 2]),
+        lambda: dist.all_to_all_single(torch.zeros(3), torch.ones(3)),
     ):
         try:
             attempt()
@@ -233,6 +249,18 @@ def refusals() -> None:
     tensor = torch.ones(3)
     dist.all_reduce(tensor)
     result(texts=texts, after=tensor.tolist())
+
+
+def unanswered() -> None:
+    """A receive that nobody answers ends in time, on the ranks that wait for others too."""
+    group = dist.new_group([0, 1], timeout=timedelta(seconds=10))
+    try:
+        if RANK == 0:
+            dist.recv(torch.zeros(1), 1, group=group)
+        else:
+            dist.recv(torch.zeros(1), group=group)
+    except dist.DistBackendError as error:
+        result(text=str(error))
 
 
 def killed() -> None:
@@ -306,7 +334,7 @@ def main() -> None:
     GLOO = dist.new_group(backend="gloo")
     for name in sys.argv[1:]:
         globals()[name]()
-    if not {"killed", "edited"} & set(sys.argv):
+    if not {"killed", "edited", "unanswered"} & set(sys.argv):
         dist.barrier()
         dist.destroy_process_group()
 

@@ -39,6 +39,7 @@ def test_what_cannot_be_done_is_refused_and_the_group_lives_on(launch: Launcher,
                 "there is no reduction of them",
                 "all-gather from 4 elements to 6",
                 "expected 2 split sizes, got 3",
+                "a first dimension of 3 cannot be cut into 2 equal parts",
             ),
             strict=True,
         ):
@@ -55,6 +56,11 @@ def test_a_killed_rank_is_named_to_all_who_wait(launch: Launcher, free_port: int
         if rank == 0:
             expected["sub"] = [[1], 1]  # in a group of two, it was rank 1
         assert told["failures"] == expected
+
+
+def test_a_receive_that_nobody_answers_ends_in_time(launch: Launcher, free_port: int) -> None:
+    for (told,) in run_job(launch, free_port, "unanswered", num_ranks=2):
+        assert re.search(r"rank [01] waited longer than 10 s for (rank 1|anybody) to send", told["text"])
 
 
 def test_an_edit_changes_rank_and_size_in_place(launch: Launcher, free_port: int) -> None:
