@@ -59,6 +59,21 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
 
 
 def _agree(here: place.Place, environment: Mapping[str, str], timeouts: Timeouts) -> tuple[str, str]:
+    """As below.
+
+    Raises:
+        LaunchError: there is no store, or rank 0's shim has put nothing into it in time.
+    """
+    from torch.distributed import DistError
+
+    try:
+        return _read_store(here, environment, timeouts)
+    except DistError as error:
+        where = f"torchrun's store at {here.master_host}:{here.master_port} (MASTER_ADDR, MASTER_PORT)"
+        raise LaunchError(f"{where} does not lead to the other shims: {str(error).splitlines()[0]}") from error
+
+
+def _read_store(here: place.Place, environment: Mapping[str, str], timeouts: Timeouts) -> tuple[str, str]:
     """(where the shims meet, the job's secret): rank 0 decides, the others read it."""
     from torch.distributed import PrefixStore, TCPStore
 

@@ -14,6 +14,7 @@ imported. What happens to any process of the job is an *event* (events.py), told
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -32,4 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         print(f"elastates run: {error}; install torch", file=sys.stderr)
         return exits.USAGE
+    except KeyboardInterrupt:  # while torch is imported: the agent does not listen to signals yet
+        return exits.from_wait(-signal.SIGINT)
     return run(options)

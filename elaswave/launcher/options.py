@@ -100,7 +100,7 @@ def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str]
     parser = _parser()
     words = parser.parse_args(arguments)
     try:
-        return Options(
+        options = Options(
             command=(words.script, *words.arguments),
             is_module=words.module,
             num_nodes=words.nnodes,
@@ -120,6 +120,8 @@ def parse(arguments: Sequence[str] | None = None, environment: Mapping[str, str]
             witness=words.witness,
             secret=environment.get("ELASWAVE_SECRET", ""),
         )
+        _check(options.is_module or Path(words.script).exists(), "SCRIPT must be a file that is there", words.script)
+        return options
     except ValueError as error:
         parser.error(str(error))
 
@@ -186,7 +188,9 @@ def _num_workers(text: str) -> int:
     if text == "gpu":
         import torch
 
-        return int(torch.cuda.device_count())
+        num_gpus = int(torch.cuda.device_count())
+        _check(num_gpus > 0, "--nproc-per-node gpu needs a GPU that torch can use on this node: a number instead", 0)
+        return num_gpus
     try:
         return int(text)
     except ValueError:

@@ -122,6 +122,7 @@ def is_listening(port: int) -> bool:
         (["--nnodes", "2", "x.py"], "several nodes need --master HOST:PORT"),
         (["--nnodes", "2", "--master", "h:1", "x.py"], "ELASWAVE_SECRET"),
         (["--failure-timeout-s", "-1", "x.py"], "failure_timeout_s must be a positive number"),
+        (["nowhere.py"], "SCRIPT must be a file that is there, got 'nowhere.py'"),
         (["--nproc-per-node", "many", "x.py"], "must be a number or 'gpu', got 'many'"),
     ],
 )

@@ -39,7 +39,12 @@ def test_too_few_left_fails_torchruns_job_and_leaves_nobody(launch: Launcher) ->
     until(lambda: not job.pids())
 
 
-def test_the_shim_says_what_it_needs(launch: Launcher) -> None:
+def test_the_shim_says_what_it_needs(launch: Launcher, free_port: int) -> None:
     alone = launch([sys.executable, "-m", "elaswave.shim", RANK_SCRIPT])
     alone.wait(expect=2)
     assert "it was started by: none" in alone.output
+    env = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port)}
+    env["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    astray = launch([sys.executable, "-m", "elaswave.shim", "--failure-timeout-s", "0.1", RANK_SCRIPT], env=env)
+    astray.wait(expect=2)
+    assert f"elaswave.shim: torchrun's store at 127.0.0.1:{free_port} (MASTER_ADDR, MASTER_PORT)" in astray.output
