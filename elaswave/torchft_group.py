@@ -24,26 +24,6 @@ except ImportError as error:
     raise ImportError(f"torchft cannot be imported ({error}): pip install torchft") from error
 
 
-class _WholeWork(dist.Work):
-    """Work that is over when its future is, as gloo's is.
-
-    torchft chains callbacks to the future as soon as ``wait()`` has returned, and they fail where the future, which
-    another thread completes, comes a moment later: one replica would throw away a step that the others commit.
-    """
-
-    def __init__(self, work: Any) -> None:
-        super().__init__()
-        self._work = work
-
-    def wait(self, timeout: timedelta = timedelta(0)) -> bool:
-        self._work.wait(timeout)
-        self._work.get_future().wait()
-        return True
-
-    def get_future(self) -> Any:
-        return self._work.get_future()
-
-
 class TorchftGroup(ProcessGroupWrapper):
     """A replica's side of the group of all replicas; torchft's Manager calls everything."""
 
@@ -79,9 +59,6 @@ class TorchftGroup(ProcessGroupWrapper):
         handles = [store.get(f"elastic/{other}").decode() for other in range(world_size)]
         torch_dist: Any = dist  # torch 2.13, by which types are checked, has no such thing
         torch_dist._reconfigure(quorum_id, handles, self._pg, self._timeout).wait()
-
-    def _wrap_work(self, work: Any, opts: object) -> Any:
-        return _WholeWork(work)
 
     def abort(self, errored: bool = True) -> None:
         """Fail what is pending; the next quorum takes the group up again."""

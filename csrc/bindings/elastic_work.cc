@@ -76,13 +76,14 @@ void ElasticWork::Complete(const Status& status) {
     if (first_error_.ok()) first_error_ = status;
   }
   if (num_parts_.fetch_sub(1) > 1) return;
+  // The future first: who comes out of wait() may ask for its value.
   if (first_error_.ok()) {  // all parts are complete: nobody writes it any more
-    finish();
     future_->markCompleted(c10::IValue(outputs_));
+    finish();
   } else {
     const std::exception_ptr error = AsException(title_, first_error_);
-    finish(error);
     future_->setError(error);
+    finish(error);
   }
 }
 
