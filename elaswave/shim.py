@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     except (LaunchError, ValueError) as error:
         print(f"elaswave.shim: {error}", file=sys.stderr)
         return exits.USAGE
-    from elaswave.launcher.agent import run
+    from elaswave.launcher.runs import run
 
     return run(options, is_shim=True)
 

@@ -10,6 +10,8 @@ imported. What happens to any process of the job is an *event* (events.py), told
     worker     one process in its own process context        door       the agent's unix socket for its workers
     channel    newline-delimited JSON                        links      agents to agents, over TCP
     console    prefixes, and never blocks the agent          agent      all of it together
+    places     who takes a dead rank's place; pure           succession has the place taken, by somebody else if need be
+    runs       the agent's runs, and the exit status
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # --help, or wrong usage: argparse has said so
         return exits.USAGE if stop.code else exits.FINISHED
     try:
-        from elaswave.launcher.agent import run
+        from elaswave.launcher.runs import run
     except ImportError as error:
         print(f"elastates run: {error}; install torch", file=sys.stderr)
         return exits.USAGE

@@ -6,19 +6,15 @@ One thread, one event loop; whatever may block (the terminal, starting a process
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import os
 import secrets
 import signal
 from collections.abc import Coroutine
-from pathlib import Path
 from typing import Any
 
 from torch.distributed import TCPStore
 
 from elaswave import exits
-from elaswave.errors import LaunchError
-from elaswave.launcher import door, places, plan
+from elaswave.launcher import door, plan
 from elaswave.launcher.channel import Message
 from elaswave.launcher.console import Console
 from elaswave.launcher.desk import Desk
@@ -29,73 +25,11 @@ from elaswave.launcher.places import Fill
 from elaswave.launcher.plan import Job, Node, WorkerPlan
 from elaswave.launcher.roster import Roster
 from elaswave.launcher.staff import Process, Staff, draw_token
+from elaswave.launcher.succession import Succession
 from elaswave.launcher.watch import Watch
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
-
-
-def run(options: Options, *, is_shim: bool = False) -> int:
-    """Be this node's agent until the job is over; returns the exit status.
-
-    Args:
-        options: what to run.
-        is_shim: torchrun started this process as a rank (elaswave/shim.py): the worker is that rank and keeps what
-            torchrun has put into the environment.
-    """
-    _set_up_standard_streams()
-    name = "elaswave.shim" if is_shim else "elastates"
-    with Console(f"{name} {options.node_rank}") as console:
-        try:
-            if options.result_dir and not options.joins:
-                _leave_result(options.result_dir, options.node_rank, None)  # that of an earlier job is not this one's
-            agent = Agent(options, console, is_shim=is_shim)
-            status = _status_of(agent, console)
-            for number in range(1, options.max_restarts + 1):
-                if status == exits.FINISHED or not agent.may_restart:
-                    break
-                console.say(f"the job begins anew; {options.max_restarts - number} restarts are left")
-                agent = Agent(plan.of_restart(options, number), console, is_shim=is_shim, begins_anew=True)
-                status = _status_of(agent, console)
-            if options.result_dir and agent.has_number:
-                _leave_result(options.result_dir, agent.node, status)
-            return status
-        except OSError as error:
-            console.say(f"{type(error).__name__}: {error}")
-            return exits.USAGE
-
-
-def _status_of(agent: Agent, console: Console) -> int:
-    """Of one run of the job."""
-    try:
-        return asyncio.run(agent.run())
-    except asyncio.CancelledError:  # by a signal, before anything was started
-        return exits.from_wait(-agent.asked) if agent.asked else exits.NOT_MET
-    except LaunchError as error:
-        console.say(str(error))
-        agent.may_restart = False
-        return exits.NOT_MET
-
-
-def _set_up_standard_streams() -> None:
-    """Where the agent was started without some of them, nothing else may get their numbers, which it writes to.
-
-    The workers are in sessions of their own and could not read the terminal; what they read is empty.
-    """
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.dup2(fd, 0)
-    os.close(fd)
-
-
-def _leave_result(directory: Path, node: int, status: int | None) -> None:
-    """Write the exit status for whoever asks after the job; None: take away what is there."""
-    directory.mkdir(parents=True, exist_ok=True)
-    file = directory / f"node-{node}"
-    if status is None:
-        file.unlink(missing_ok=True)
-    else:
-        file.write_text(f"{status}\n")
 
 
 class Agent:
@@ -107,12 +41,10 @@ class Agent:
         self._secret = options.secret or secrets.token_hex(32)
         self._staff = Staff(console, self._has_ended)
         self._links = Links(
-            options, self._secret, self, complain=console.say, spawn=self._spawn, begins_anew=begins_anew
+            options, self._secret, self, complain=console.say, spawn=self.spawn, begins_anew=begins_anew
         )
         self._over = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._num_started = 0  # processes in place of dead ones
-        self._filling: dict[int, Fill] = {}  # asked for by this agent, and not started yet
         self._num_signals = 0
         self.asked: signal.Signals | None = None
         """what the workers were sent to make them end"""
@@ -126,6 +58,7 @@ class Agent:
         self._main: asyncio.Task[int] | None = None  # while the agents meet
         self._job: Job
         self._roster: Roster
+        self._succession: Succession
         self._door: door.Door
 
     async def run(self) -> int:
@@ -150,11 +83,11 @@ class Agent:
             raise self._error
         status = self._roster.exit_status(self._options.min_ranks) if self._status is None else self._status
         finished = f"{self._roster.num_finished()} of {self._job.num_ranks} ranks finished"
-        self._console.say(f"{finished}; exit status {status}")
+        self.say(f"{finished}; exit status {status}")
         return status
 
     def _refuse_min_ranks(self) -> int:
-        self._console.say(
+        self.say(
             f"--min-ranks must be at most the number of ranks, {self._job.num_ranks} on {len(self._job.nodes)} nodes "
             f"(--nproc-per-node), got {self._options.min_ranks}"
         )
@@ -176,18 +109,19 @@ class Agent:
         self._roster = Roster({node: self._job.ranks_of(node) for node in self._job.nodes})
         for message in met.history:
             self._roster.apply(decode(message))
+        self._succession = Succession(options, self._roster, self._links, self.node, self)
 
     async def _open(self) -> None:
-        desk = Desk(self._staff, self._roster, self.node, tell=self._tell, fence=self._fence, say=self._console.say)
-        self._door = door.Door(f"elastates-{self._job.job}-{self.node}", desk.answer, self._staff.hung_up, self._spawn)
+        desk = Desk(self._staff, self._roster, self.node, tell=self.tell, fence=self._fence, say=self._console.say)
+        self._door = door.Door(f"elastates-{self._job.job}-{self.node}", desk.answer, self._staff.hung_up, self.spawn)
         await self._door.open()
         timeouts = self._options.timeouts
         where = f"node {self.node} of {len(self._job.nodes)}, {self._job.num_ranks} ranks in all"
-        self._console.say(f"job {self._job.job}: {where}; {timeouts.describe()}")
+        self.say(f"job {self._job.job}: {where}; {timeouts.describe()}")
         watch = Watch(
-            self._staff, self._roster, timeouts, self.node, tell=self._tell, say=self._console.say, spawn=self._spawn
+            self._staff, self._roster, timeouts, self.node, tell=self.tell, say=self._console.say, spawn=self.spawn
         )
-        self._spawn(watch.run())
+        self.spawn(watch.run())
         self._links.begin()
 
     async def _close(self) -> None:
@@ -203,10 +137,10 @@ class Agent:
 
     async def _start_all(self) -> None:
         ranks = self._job.ranks_of(self.node)
-        await asyncio.gather(*(self._start_rank(rank, attempt=0) for rank in ranks))
+        await asyncio.gather(*(self.start_rank(rank, attempt=0) for rank in ranks))
         await asyncio.gather(*map(self._start_spare, range(self._job.nodes[self.node].num_spares)))
 
-    async def _start_rank(self, rank: int, *, attempt: int) -> None:
+    async def start_rank(self, rank: int, *, attempt: int) -> None:
         token = draw_token()
         out, err = plan.rank_logs(self._options.log_dir, rank=rank, attempt=attempt)
         env = self._rank_environment(rank, attempt) | self._job_environment(token)
@@ -215,7 +149,7 @@ class Agent:
         )
         worker = WorkerPlan(title=f"rank {rank}", command=command, env=env, out=out, err=err)
         process = await self._staff.start(worker, token=token, rank=rank, attempt=attempt)
-        self._tell(Started(rank=rank, node=self.node, attempt=attempt, pid=process.worker.pid))
+        self.tell(Started(rank=rank, node=self.node, attempt=attempt, pid=process.worker.pid))
         if self.asked:  # while it was being started
             process.worker.signal(self.asked)
 
@@ -248,10 +182,10 @@ class Agent:
 
     def _has_ended(self, process: Process, status: int) -> None:
         if process.rank is None:
-            self._console.say(f"a spare (pid {process.worker.pid}) {exits.describe(status)}")
+            self.say(f"a spare (pid {process.worker.pid}) {exits.describe(status)}")
             self._tell_spares()
             return
-        fill = None if status == exits.FINISHED else self._find_replacement(process.rank)
+        fill = None if status == exits.FINISHED else self._succession.find(process.rank)
         seat = self._roster.seats[process.rank]
         death = Death(
             rank=process.rank,
@@ -264,88 +198,40 @@ class Agent:
             is_replaced=fill is not None,
         )
         self._report(death)
-        self._tell(death)
+        self.tell(death)
         if fill:
-            self._fill(fill)
+            self._succession.fill(fill)
 
     def _report(self, death: Death) -> None:
         self._roster.apply(death)
         left = f"; {self._roster.num_left()} of {self._job.num_ranks} ranks are left" if death.status else ""
-        self._console.say(f"rank {death.rank} (pid {death.pid}) {death.how}{left}")
+        self.say(f"rank {death.rank} (pid {death.pid}) {death.how}{left}")
 
-    def _find_replacement(self, rank: int) -> Fill | None:
-        if self._is_ending:
-            return None
-        may_start = self._options.replaces and self._num_started < self._options.max_replacements
-        return places.after_death(self._roster, rank=rank, node=self.node, may_start=may_start)
-
-    def _fill(self, fill: Fill) -> None:
-        """Have a place taken; if nobody can after all, the death is told again as one that is not replaced."""
-        if fill.rank in self._filling:
-            return
-        self._filling[fill.rank] = fill
-        if fill.node != self.node:
-            self._console.say(f"rank {fill.rank}: a spare of node {fill.node} takes its place")
-            if not self._links.send(fill.node, {"fill": fill.to_wire()}):
-                self._roster.free_spares.pop(fill.node, None)
-                self._not_filled(fill.rank)
-        elif fill.is_spare:
-            if not self._promote(fill):
-                self._not_filled(fill.rank)
-        else:
-            self._num_started += 1
-            self._console.say(f"rank {fill.rank}: a new process takes its place")
-            self._spawn(self._replace(fill))
-
-    async def _replace(self, fill: Fill) -> None:
-        try:
-            await self._start_rank(fill.rank, attempt=fill.attempt)
-        except OSError as error:  # no memory, no descriptors: no reason to end those that live
-            self._console.say(f"rank {fill.rank}: {error}")
-            self._not_filled(fill.rank)
-
-    def _promote(self, fill: Fill) -> bool:
+    def promote(self, fill: Fill) -> bool:
         """Whether a spare of this node takes a place."""
-        spare = None if self._is_ending else self._staff.free_spare()
+        spare = None if self.is_ending else self._staff.free_spare()
         if spare is None:
             return False
-        self._console.say(f"rank {fill.rank}: a spare (pid {spare.worker.pid}) takes its place")
+        self.say(f"rank {fill.rank}: a spare (pid {spare.worker.pid}) takes its place")
         logs = plan.rank_logs(self._options.log_dir, rank=fill.rank, attempt=fill.attempt)
         env = self._rank_environment(fill.rank, fill.attempt)
         self._staff.promote(spare, rank=fill.rank, attempt=fill.attempt, env=env, logs=logs)
-        self._tell(Started(rank=fill.rank, node=self.node, attempt=fill.attempt, pid=spare.worker.pid))
+        self.tell(Started(rank=fill.rank, node=self.node, attempt=fill.attempt, pid=spare.worker.pid))
         self._tell_spares()
         return True
 
-    def _not_filled(self, rank: int) -> None:
-        """Whoever was to take a place cannot: another does, or nobody."""
-        tried = self._filling.pop(rank, None)
-        death = self._roster.seats[rank].death
-        is_own = death is not None and death.is_replaced and death.node == self.node
-        if is_own and tried and tried.is_spare and (fill := self._find_replacement(rank)):
-            self._fill(fill)
-            return
-        self._console.say(f"rank {rank}: nobody takes its place")
-        if death:
-            self._tell(dataclasses.replace(death, is_replaced=False))
-
     @property
-    def _is_ending(self) -> bool:
+    def is_ending(self) -> bool:
         """Nobody is started or gets a place any more."""
         return self.asked is not None or self._status is not None
 
-    def _fill_vacancies(self) -> None:
-        if not self._is_ending:
-            for fill in places.vacancies(self._roster, node=self.node, living=self._links.living()):
-                self._fill(fill)
-
     def _tell_spares(self) -> None:
-        num_free = 0 if self._is_ending else len(self._staff.free_spares())
-        self._tell(Spares(node=self.node, num_free=num_free))
+        num_free = 0 if self.is_ending else len(self._staff.free_spares())
+        self.tell(Spares(node=self.node, num_free=num_free))
 
     # ---- news -------------------------------------------------------------------------------------------------------
 
-    def _tell(self, event: Event) -> None:
+    def tell(self, event: Event) -> None:
         """Everybody: this agent's own processes, and the other agents, which tell theirs."""
         self._links.send_all(encode(event))
         self._take_note(event)
@@ -353,13 +239,7 @@ class Agent:
     def _take_note(self, event: Event) -> None:
         self._roster.apply(event)
         self._staff.send(encode(event))
-        if isinstance(event, Started) or (isinstance(event, Death) and not event.is_replaced):
-            self._filling.pop(event.rank, None)
-        elif isinstance(event, AgentLost):
-            for fill in [fill for fill in self._filling.values() if fill.node == event.node]:
-                self._not_filled(fill.rank)
-        if isinstance(event, Spares | AgentLost):
-            self._fill_vacancies()
+        self._succession.take_note(event)
         self._consider()
 
     def heard(self, node: int, message: Message) -> None:
@@ -370,17 +250,17 @@ class Agent:
             self._fence(str(message["kill"]))
         elif "fill" in message:
             fill = Fill(node=self.node, is_spare=True, **message["fill"])
-            if not self._promote(fill):
+            if not self.promote(fill):
                 self._links.send(node, {"not_filled": fill.rank})
         elif "not_filled" in message:
-            self._not_filled(int(message["not_filled"]))
+            self._succession.not_filled(int(message["not_filled"]))
         else:
             raise ValueError(f"node {node} sent {message!r}: not of this version of elastates")
 
     def agent_lost(self, node: int, why: str) -> None:
         """Its ranks may live or not; what it was the last to tell, the others may not all have heard."""
         if why:
-            self._console.say(f"node {node} is lost: {why}")
+            self.say(f"node {node} is lost: {why}")
             self.may_restart = False
         for seat in self._roster.seats.values():
             if seat.node == node and seat.death:
@@ -390,7 +270,7 @@ class Agent:
     def agent_arrived(self, node: Node) -> list[Message]:
         """A late one: it gets to know all that has happened."""
         self._job = self._job.with_node(node)
-        self._console.say(f"node {node.node} at {node.host} has joined with {node.num_spares} spares")
+        self.say(f"node {node.node} at {node.host} has joined with {node.num_spares} spares")
         return [encode(event) for event in self._roster.history()]
 
     def _consider(self) -> None:
@@ -399,7 +279,7 @@ class Agent:
             failure = self._roster.last_failure
             self._status = failure.status if failure else exits.NO_QUORUM
             if not self._roster.is_over():
-                self._console.say(f"fewer than --min-ranks={self._options.min_ranks} are left: ending the others")
+                self.say(f"fewer than --min-ranks={self._options.min_ranks} are left: ending the others")
                 self._end_ranks(signal.SIGTERM)
         elif self._status is None and self._roster.has_lost_its_state():
             # Later: the news that one of them was let in may be on its way, behind that of its members' deaths.
@@ -410,7 +290,7 @@ class Agent:
     def _end_if_state_is_lost(self) -> None:
         if self._status is None and self._roster.has_lost_its_state():
             self._status = exits.NO_QUORUM if self._roster.has_lost_quorum() else exits.STATE_LOST
-            self._console.say("all that live wait for ranks that are dead to let them in: ending them")
+            self.say("all that live wait for ranks that are dead to let them in: ending them")
             self._end_ranks(signal.SIGTERM)
 
     def _fence(self, member_id: str) -> bool:
@@ -427,6 +307,10 @@ class Agent:
                 process.worker.kill()
         return True
 
+    def say(self, text: str) -> None:
+        """On the terminal."""
+        self._console.say(text)
+
     # ---- signals ----------------------------------------------------------------------------------------------------
 
     def _take_signals(self) -> None:
@@ -435,7 +319,7 @@ class Agent:
                 asyncio.get_running_loop().add_signal_handler(number, self._signalled, number)
 
     def _signalled(self, number: signal.Signals) -> None:
-        self._console.say(f"{number.name} received and passed on to the workers")
+        self.say(f"{number.name} received and passed on to the workers")
         if number in ENDING:
             self.may_restart = False
             self._num_signals += 1
@@ -456,7 +340,7 @@ class Agent:
             self._tell_spares()
         asyncio.get_running_loop().call_later(self._options.timeouts.stop_grace_s, self._staff.kill)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)

@@ -12,7 +12,7 @@ from launching import Launcher
 
 from elaswave import agent_link, witness
 from elaswave.errors import LaunchError
-from elaswave.launcher import agent, staff
+from elaswave.launcher import agent, runs, staff
 from elaswave.launcher.channel import Channel
 from elaswave.launcher.console import READ_BYTES, Console
 from elaswave.launcher.links import Links, Met
@@ -62,7 +62,7 @@ def test_a_result_that_cannot_be_left_is_said_before_anything_starts(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    assert agent.run(Options(command=(str(RANK_SCRIPT),), result_dir=tmp_path / "file" / "results")) == 2
+    assert runs.run(Options(command=(str(RANK_SCRIPT),), result_dir=tmp_path / "file" / "results")) == 2
     out, err = capfd.readouterr()
     assert "Not a directory" in err
     assert out == ""
