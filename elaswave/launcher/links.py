@@ -27,6 +27,8 @@ from elaswave.launcher.channel import LINE_LIMIT_BYTES, Channel, Message, Spawn
 from elaswave.launcher.options import Options
 from elaswave.launcher.plan import Job, Node, job_from_wire, job_to_wire
 
+TCP_RTO_MAX_MS = 44
+"""An option of Linux 6.15 and later, for which Python's socket has no name."""
 RETRY_S = 0.1  # while the first agent is not there yet
 
 
@@ -194,6 +196,7 @@ class Links:
 
     async def _connect(self, host: str, port: int) -> Channel:
         channel = Channel(*await asyncio.open_connection(host, port, limit=LINE_LIMIT_BYTES))
+        self._ask_again_soon(channel)
         try:
             await handshake.connecting(channel, self._secret)
         except ValueError as error:
@@ -233,7 +236,15 @@ class Links:
         return own_port
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._spawn(self._serve(Channel(reader, writer)))
+        channel = Channel(reader, writer)
+        self._ask_again_soon(channel)
+        self._spawn(self._serve(channel))
+
+    def _ask_again_soon(self, channel: Channel) -> None:
+        """TCP's pauses double: a cable cut for half of the failure timeout would be tried again after all of it."""
+        longest_ms = max(1000, int(self._options.timeouts.failure_timeout_s * 1e3 / 8))
+        with contextlib.suppress(OSError):  # an older kernel
+            channel.writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, longest_ms)
 
     async def _serve(self, channel: Channel) -> None:
         try:

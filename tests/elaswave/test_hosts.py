@@ -5,8 +5,10 @@ The ranks (benchmarks/soak_job.py) write down what they claim; the verdict is re
 
 import json
 import re
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from polling import until
 from benchmarks.hosts import Hosts
 from benchmarks.soak import find_split_brains, is_wrong, read_claims
 from elaswave import exits
+from elaswave.launcher.links import TCP_RTO_MAX_MS
 
 PROBLEM = Hosts.problem()
 pytestmark = [
@@ -28,6 +31,18 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 FAILURE_TIMEOUT_S = 3
+
+
+def knows_rto_max() -> bool:
+    with socket.socket() as one:
+        try:
+            one.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, 1000)
+        except OSError:
+            return False
+    return True
+
+
+KNOWS_RTO_MAX = knows_rto_max()
 
 Claim = dict[str, Any]
 
@@ -48,7 +63,7 @@ class Job:
         ]
 
     def agent(self, number: int, *options: object) -> Launched:
-        """An agent on a host."""
+        """An agent on a host. What is said in ``options`` comes last, and counts."""
         meeting = ["--master", f"{self.hosts[0].address}:{self._port}", "--failure-timeout-s", FAILURE_TIMEOUT_S]
         job = ["-m", "elaswave.launcher", *meeting, *options, ROOT / "benchmarks" / "soak_job.py"]
         env = {"SOAK_DIR": self._directory, "SOAK_WORK_S": "0.02", "ELASWAVE_SECRET": "5ec4e7" * 8}
@@ -117,6 +132,19 @@ def test_three_of_five_go_on_and_replacements_join(job: Job) -> None:
     assert set(again["members"][3:]) <= set(late.pids())
     assert near.process.poll() is None
     job.check_claims()
+
+
+@pytest.mark.skipif(not KNOWS_RTO_MAX, reason="this kernel's TCP does not take TCP_RTO_MAX_MS (Linux 6.15)")
+def test_a_cable_that_is_back_in_time_costs_nobody(job: Job) -> None:
+    """Without TCP_RTO_MAX_MS what is lost is sent again after 3.0 and 6.2 s of the 6."""
+    near, far = job.start(2, 1, options=("--failure-timeout-s", "6"))
+    before = job.wait_for_group(3)
+    job.hosts[1].cut()
+    time.sleep(3.5)  # how long it is cut is what is tried
+    job.hosts[1].mend()
+    until(lambda: job.wait_for_group(3)["step"] > before["step"] + 100, timeout_s=60)
+    assert {claim["epoch"] for claim in job.check_claims()} == {before["epoch"]}
+    assert [agent.process.poll() for agent in (near, far)] == [None, None]
 
 
 def test_of_two_halves_one_goes_on_with_a_witness_and_none_without(

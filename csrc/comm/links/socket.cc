@@ -23,6 +23,10 @@ constexpr int kBacklog = 512;
 constexpr int kFlags = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
 constexpr int kLocalBufferBytes = 1 << 20;
 
+#ifndef TCP_RTO_MAX_MS
+#define TCP_RTO_MAX_MS 44  // Linux 6.15
+#endif
+
 struct Address {
   sockaddr_storage storage{};
   socklen_t size = 0;
@@ -233,6 +237,9 @@ Status TuneTcp(const Socket& socket, double failure_timeout_s) {
   if (result == 0) result = SetOption(socket, IPPROTO_TCP, TCP_KEEPINTVL, between_s);
   if (result == 0) result = SetOption(socket, IPPROTO_TCP, TCP_KEEPCNT, 4);
   if (result == 0) result = SetOption(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, timeout_ms);
+  // Else what was sent before a cable was cut for half of the time is asked for again when all of it is over.
+  // Older kernels do not know it.
+  SetOption(socket, IPPROTO_TCP, TCP_RTO_MAX_MS, std::max(1000, timeout_ms / 8));
   return result == 0 ? Status::Ok() : Status::FromErrno(-result, "setting options of a TCP socket");
 }
 
