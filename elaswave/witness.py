@@ -7,10 +7,16 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
+import torch.distributed as dist
+
 from elaswave.errors import LaunchError
+from elaswave.timeouts import Timeouts
+
+STORE = "store://"
 
 
 class Witness(Protocol):
@@ -60,8 +66,35 @@ class FileWitness:
         return found
 
 
+class StoreWitness:
+    """A c10d TCPStore, as every agent hosts one: the side that reaches it goes on, while its agent lives.
+
+    Connects when it is first asked, which is when a tie has to be broken.
+    """
+
+    def __init__(self, host: str, port: int, timeout_s: float) -> None:
+        """``timeout_s``: for connecting."""
+        self._host, self._port, self._timeout = host, port, timedelta(seconds=timeout_s)
+        self._store: dist.TCPStore | None = None
+
+    def compare_and_set(self, key: str, expected: bytes, desired: bytes) -> tuple[bool, bytes]:
+        """See ``Witness``."""
+        try:
+            if self._store is None:
+                self._store = dist.TCPStore(
+                    self._host, self._port, is_master=False, wait_for_workers=False, timeout=self._timeout
+                )
+            # In hex: torch takes text, and what is empty for what is not there.
+            actual = self._store.compare_set(f"witness/{key}", expected.hex(), desired.hex())
+        except dist.DistError as error:
+            self._store = None
+            raise OSError(f"the witness, a store at {self._host}:{self._port}, cannot be reached: {error}") from error
+        found = bytes.fromhex(actual.decode())
+        return found == desired, found
+
+
 def from_environment(environment: Mapping[str, str] = os.environ) -> Witness | None:
-    """The witness that ``ELASWAVE_WITNESS`` names, a path; None if it names none.
+    """The witness that ``ELASWAVE_WITNESS`` names: a path, or store://HOST:PORT; None if it names none.
 
     Raises:
         LaunchError: it cannot be written to; better said now than when a tie has to be broken.
@@ -69,6 +102,12 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Witness | N
     path = environment.get("ELASWAVE_WITNESS")
     if not path:
         return None
+    if path.startswith(STORE):
+        host, _, port = path.removeprefix(STORE).rpartition(":")
+        if not host or not port.isdigit():
+            raise LaunchError(f"expected ELASWAVE_WITNESS={STORE}HOST:PORT, got {path!r}")
+        timeout_s = environment.get("ELASWAVE_FAILURE_TIMEOUT_S", Timeouts().failure_timeout_s)
+        return StoreWitness(host, int(port), float(timeout_s))
     try:
         with open(path, "ab"):
             return FileWitness(Path(path))

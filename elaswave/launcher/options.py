@@ -177,7 +177,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="workers are killed with this agent (they would go on), for resource managers that know only the agent",
     )
-    add("--witness", default="", metavar="WHAT", help="breaks an exact tie of a partition: a lock file all nodes see")
+    add(
+        "--witness",
+        default="",
+        metavar="WHAT",
+        help="breaks an exact tie of a partition: a lock file that all nodes see, or 'store', that of the first agent",
+    )
     add("--module", "-m", action="store_true", help="SCRIPT is a module's name, as with python -m")
     add("script", metavar="SCRIPT", help="Python program to run on every rank")
     add("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments")

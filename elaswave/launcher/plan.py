@@ -100,8 +100,13 @@ def job_environment(job: Job, options: Options, *, agent_address: str, token: st
         "ELASWAVE_AGENTS": job.endpoints(),
         "ELASWAVE_TOKEN": token,
         "ELASWAVE_FAILURE_TIMEOUT_S": f"{options.timeouts.failure_timeout_s:g}",
-        "ELASWAVE_WITNESS": options.witness,
+        "ELASWAVE_WITNESS": _witness(job, options),
     }
+
+
+def _witness(job: Job, options: Options) -> str:
+    first = job.nodes[min(job.nodes)]
+    return f"store://{first.host}:{first.store_port}" if options.witness == "store" else options.witness
 
 
 def spare_logs(log_dir: Path | None, *, node: int, number: int) -> tuple[Path | None, Path | None]:

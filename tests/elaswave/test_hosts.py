@@ -151,17 +151,17 @@ def test_of_two_halves_one_goes_on_with_a_witness_and_none_without(
     hosts: Hosts, launch: Launcher, tmp_path: Path
 ) -> None:
     with_one, without = Job(hosts, launch, tmp_path / "with", 29400), Job(hosts, launch, tmp_path / "without", 29500)
-    agents = with_one.start(2, 2, options=("--witness", tmp_path / "witness"))
+    agents = with_one.start(2, 2, options=("--witness", "store"))  # of the first host's agent
     undecided = without.start(2, 2, options=("--replace",))  # whoever is started then finds nobody to join
     before, last = with_one.wait_for_group(4), without.wait_for_group(4)
     hosts[1].cut()
     after = with_one.wait_for_group(2)
     assert after["epoch"] == before["epoch"] + 1
-    winner = [before["members"][:2], before["members"][2:]].index(after["members"])
-    loser = agents[1 - winner]
+    assert after["members"] == before["members"][:2]
+    winner, loser = agents
     assert loser.wait(expect=None) in (exits.FENCED, exits.NO_QUORUM)
     until(lambda: len(re.findall("was fenced|lost its quorum", loser.output)) == 2)
-    assert agents[winner].process.poll() is None
+    assert winner.process.poll() is None
     with_one.check_claims()
     for agent in undecided:
         agent.wait(expect=exits.NO_QUORUM)

@@ -1,10 +1,15 @@
 """Members that nobody can kill: who is left out ends by itself, with an exit code that says why."""
 
 import signal
+import socket
 from pathlib import Path
 
+import pytest
+import torch.distributed as dist
 from launching import Launched, Launcher
 
+from elaswave import witness
+from elaswave.errors import LaunchError
 from elaswave.witness import FileWitness
 
 JOB = Path(__file__).parent / "views_links_job.py"
@@ -50,6 +55,30 @@ def test_half_of_the_members_go_on_with_a_witness(launch: Launcher, tmp_path: Pa
     wake_up_fenced(ranks[0])
     (tmp_path / "over").touch()
     ranks[1].wait()
+
+
+def test_a_store_is_a_witness() -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    named = {"ELASWAVE_WITNESS": f"store://127.0.0.1:{store.port}", "ELASWAVE_FAILURE_TIMEOUT_S": "20"}
+    here, there = witness.from_environment(named), witness.from_environment(named)
+    assert here
+    assert there
+    assert here.compare_and_set("a/1", b"", b"\0x") == (True, b"\0x")
+    assert there.compare_and_set("a/1", b"", b"y") == (False, b"\0x")
+    assert there.compare_and_set("a/1", b"\0x", b"z") == (True, b"z")
+    assert here.compare_and_set("a/1", b"\0x", b"y") == (False, b"z")
+    assert here.compare_and_set("a/2", b"", b"y") == (True, b"y")
+    with pytest.raises(LaunchError, match="expected ELASWAVE_WITNESS=store://HOST:PORT, got 'store://nowhere'"):
+        witness.from_environment({"ELASWAVE_WITNESS": "store://nowhere"})
+    gone = witness.StoreWitness("127.0.0.1", free_port_of_nobody(), timeout_s=1)
+    with pytest.raises(OSError, match="cannot be reached"):
+        gone.compare_and_set("a/1", b"", b"x")
+
+
+def free_port_of_nobody() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def test_a_file_is_a_witness(tmp_path: Path) -> None:
