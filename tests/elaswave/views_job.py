@@ -101,13 +101,19 @@ def num_survivors(moments: dict[str, float]) -> int:
 def stopped(sleeper: int) -> None:
     """One is suspended; the others want a new view, and it has no part in it."""
     total_of_members()
+    store = dist.distributed_c10d._get_default_store()
     if sleeper == FIRST_RANK:
+        store.set("summed", "")
+        store.wait([f"seen by {rank}" for rank in range(dist.get_world_size()) if rank != sleeper])
         say("SLEEPS")
         os.kill(os.getpid(), signal.SIGSTOP)
         until_lost()
         say("AWAKE")
         recover()
         say("BACK")
+    else:
+        store.wait(["summed"])  # a revocation would end its sum as well
+        store.set(f"seen by {FIRST_RANK}", "")
     say("RESULT", **recover())
 
 
