@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
-import tempfile
+import sys
 import time
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # after installed packages: ours may be one of them
 
 import torch
 import torch.distributed as dist
 
+from benchmarks.members import WAIT_S, expect, members
+
 ELEMENTS = (1 << 20) // 4
-WAIT_S = 120.0
 
 
 def main() -> None:
@@ -39,19 +42,8 @@ def main() -> None:
 
 def reconfigure_once(size: int) -> list[dict[str, float]]:
     """A new group that loses its last member; what each of the others measured."""
-    context = multiprocessing.get_context("fork")
-    pairs = [context.Pipe(duplex=False) for _ in range(size)]
-    with tempfile.TemporaryDirectory() as directory:
-        arguments = [(rank, size, f"{directory}/store", theirs) for rank, (_, theirs) in enumerate(pairs)]
-        members = [context.Process(target=be_member, args=these) for these in arguments]
-        for member in members:
-            member.start()
-        try:
-            return [expect(mine) for mine, _ in pairs[:-1]]
-        finally:
-            for member in members:
-                member.kill()
-                member.join()
+    with members(size, be_member) as (_, pipes):
+        return [expect(pipe) for pipe in pipes[:-1]]
 
 
 def be_member(rank: int, size: int, store_file: str, pipe: Connection) -> None:
@@ -80,13 +72,6 @@ def reconfigure(number: int, handles: list[str]) -> dict[str, float]:
     summed_s = time.monotonic()
     assert value[-1].item() == len(handles)
     return {"edit_ms": (edited_s - begun_s) * 1e3, "edit_and_first_sum_ms": (summed_s - begun_s) * 1e3}
-
-
-def expect(pipe: Connection) -> Any:
-    """What a member says."""
-    if not pipe.poll(WAIT_S):
-        raise SystemExit(f"a member said nothing within {WAIT_S:g} s")
-    return pipe.recv()
 
 
 if __name__ == "__main__":

@@ -7,32 +7,27 @@ right sum of the new group. Taking the view up is counted by itself.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 import elaswave
+from benchmarks.members import expect, members
 from benchmarks.spread import spread
 
 ELEMENTS = (1 << 20) // 4
-WAIT_S = 120.0
 FIGURES = ("unblocked_ms", "agreed_ms", "edit_ms", "edit_and_first_sum_ms", "first_sum_ms")
 
 
 def kill_one(size: int, draw: random.Random) -> list[dict[str, Any]]:
     """Kill one of ``size`` members of a new group; what each survivor measured."""
-    with members(size) as (processes, pipes):
+    with members(size, be_member) as (processes, pipes):
         for pipe in pipes:
             expect(pipe)
         time.sleep(draw.uniform(0.005, 0.05))  # a random moment of their all-reduces
@@ -94,24 +89,6 @@ def survive(pipe: Connection) -> None:
     pipe.send({**times, "sum": value[0].item()})
 
 
-@contextmanager
-def members(size: int) -> Iterator[tuple[list[BaseProcess], list[Connection]]]:
-    """``size`` forked processes in one group, and what each sends; killed at the end."""
-    context = multiprocessing.get_context("fork")
-    with tempfile.TemporaryDirectory() as directory:
-        pairs = [context.Pipe() for _ in range(size)]
-        arguments = [(rank, size, f"{directory}/store", pairs[rank][1]) for rank in range(size)]
-        processes: list[BaseProcess] = [context.Process(target=be_member, args=these) for these in arguments]
-        for process in processes:
-            process.start()
-        try:
-            yield processes, [mine for mine, _ in pairs]
-        finally:
-            for process in processes:
-                process.kill()
-                process.join()
-
-
 def be_member(rank: int, size: int, store: str, pipe: Connection) -> None:
     """In the child."""
     torch.set_num_threads(1)
@@ -119,10 +96,3 @@ def be_member(rank: int, size: int, store: str, pipe: Connection) -> None:
     dist.init_process_group("elastic", store=dist.FileStore(store, size), rank=rank, world_size=size)
     survive(pipe)
     signal.pause()  # until the trial is over: leaving is not what is measured
-
-
-def expect(pipe: Connection) -> Any:
-    """What a member says next."""
-    if not pipe.poll(WAIT_S):
-        raise SystemExit(f"a member said nothing within {WAIT_S:g} s")
-    return pipe.recv()

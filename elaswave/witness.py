@@ -106,8 +106,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Witness | N
         host, _, port = path.removeprefix(STORE).rpartition(":")
         if not host or not port.isdigit():
             raise LaunchError(f"expected ELASWAVE_WITNESS={STORE}HOST:PORT, got {path!r}")
-        timeout_s = environment.get("ELASWAVE_FAILURE_TIMEOUT_S", Timeouts().failure_timeout_s)
-        return StoreWitness(host, int(port), float(timeout_s))
+        return StoreWitness(host, int(port), Timeouts.from_environment(environment).failure_timeout_s)
     try:
         with open(path, "ab"):
             return FileWitness(Path(path))

@@ -18,46 +18,43 @@ class Event:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Started(Event):
-    """A process was started for a rank: the first one, or a replacement (``attempt`` counts them)."""
+class OfProcess(Event):
+    """Of one process of a rank, and not of those that had the rank before or after it."""
 
-    name: ClassVar[str] = "started"
     rank: int
     node: int
     attempt: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Started(OfProcess):
+    """A process was started for a rank: the first one, or a replacement (``attempt`` counts them)."""
+
+    name: ClassVar[str] = "started"
     pid: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Joined(Event):
+class Joined(OfProcess):
     """The process of a rank has said who it is; ``handle`` is opaque here and leads other ranks to it."""
 
     name: ClassVar[str] = "joined"
-    rank: int
-    node: int
-    attempt: int
     id: str
     handle: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Entered(Event):
+class Entered(OfProcess):
     """A newcomer was let into the group: from now on it can let others in."""
 
     name: ClassVar[str] = "entered"
-    rank: int
-    node: int
-    attempt: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Death(Event):
+class Death(OfProcess):
     """A process has ended, proven by ``waitpid``; ``status`` as a shell counts (0: it finished)."""
 
     name: ClassVar[str] = "death"
-    rank: int
-    node: int
-    attempt: int
     pid: int
     id: str
     status: int

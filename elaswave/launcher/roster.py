@@ -6,7 +6,19 @@ import dataclasses
 from collections.abc import Mapping
 
 from elaswave import exits
-from elaswave.launcher.events import AgentLost, Alive, Death, Entered, Event, Hang, Joined, Pace, Spares, Started
+from elaswave.launcher.events import (
+    AgentLost,
+    Alive,
+    Death,
+    Entered,
+    Event,
+    Hang,
+    Joined,
+    OfProcess,
+    Pace,
+    Spares,
+    Started,
+)
 
 
 @dataclasses.dataclass
@@ -138,5 +150,5 @@ class Roster:
     def _is_finished(seat: Seat) -> bool:
         return seat.death is not None and seat.death.status == exits.FINISHED
 
-    def _is_current(self, event: Joined | Entered | Death) -> bool:
+    def _is_current(self, event: OfProcess) -> bool:
         return self.seats[event.rank].attempt == event.attempt

@@ -66,7 +66,7 @@ class GlooTransport(CheckedTransport):
         here = place.find(environment)
         by_agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         self.capabilities = dataclasses.replace(type(self).capabilities, survives_rank_0=by_agent)
-        self._timeouts = Timeouts(float(environment.get("ELASWAVE_FAILURE_TIMEOUT_S", Timeouts().failure_timeout_s)))
+        self._timeouts = Timeouts.from_environment(environment)
         store = ballot.store_of(by_agent, here.master_host or "127.0.0.1", here.master_port, here.rank)
         self._server = store  # on rank 0 perhaps the server itself
         # Each has a connection of its own: a call that waits holds up all others on its connection.
